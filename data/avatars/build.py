@@ -1,0 +1,176 @@
+"""Build the embedded avatar model from nothing: `python -m data.avatars.build all`.
+
+Stages, each resumable (run the same command again): `vae`, `judge`, `diffusion`, `export`.  Work in progress lies in
+`data/avatars/cache/`; `export` writes `data/avatars/model/` and `judge` writes `data/avatars/judge.safetensors`.
+"""
+
+import os
+from pathlib import Path
+
+import lightning as L
+import torch
+from jsonargparse import auto_cli
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.loggers import CSVLogger
+from torch import Tensor
+from torch.utils.data import DataLoader, RandomSampler, TensorDataset
+
+from data.avatars import corpus
+
+HERE = Path(__file__).parent
+CACHE = HERE / "cache"
+MODEL = HERE / "model"
+JUDGE = HERE / "judge.safetensors"
+
+
+def pictures(split: str, count: int | None = None) -> Tensor:
+    """float32 ``[n, 3, 64, 64]`` in [-1, 1]."""
+    images = torch.from_numpy(corpus.load(split, CACHE, count).images)
+    return images.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+
+
+def _first(rows: list[tuple[Tensor, ...]]) -> Tensor:
+    return torch.stack([row[0] for row in rows])
+
+
+def _endless(data: list[Tensor], batch: int, steps: int) -> DataLoader[list[Tensor]]:
+    dataset = TensorDataset(*data)
+    sampler = RandomSampler(dataset, replacement=True, num_samples=steps * batch)
+    collate = _first if len(data) == 1 else None
+    return DataLoader(dataset, batch, sampler=sampler, collate_fn=collate)
+
+
+def _trainer(name: str, steps: int, ema: float | None = None, **kwargs: object) -> tuple[L.Trainer, str | None]:
+    folder = CACHE / name
+    keep = ModelCheckpoint(folder, filename="last", every_n_train_steps=200, save_top_k=1, enable_version_counter=False)
+    callbacks: list[L.Callback] = [keep, TQDMProgressBar(refresh_rate=20)]
+    if ema is not None:
+        callbacks.append(EMAWeightAveraging(decay=ema))
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_steps=steps,
+        max_epochs=-1,
+        callbacks=callbacks,
+        logger=CSVLogger(folder),
+        num_sanity_val_steps=0,
+        gradient_clip_val=1.0,
+        **kwargs,  # pyright: ignore[reportArgumentType]
+    )
+    last = folder / "last.ckpt"
+    return trainer, str(last) if last.exists() else None
+
+
+def vae(steps: int = 3000, batch: int = 16, count: int = 6000) -> None:
+    """Train the autoencoder; about 25 minutes on two cores."""
+    from data.avatars.vae import AutoencoderModule
+
+    L.seed_everything(0)
+    trainer, resume = _trainer("vae", steps, ema=0.998, val_check_interval=500)
+    test = DataLoader(TensorDataset(pictures("test")[:500]), 50, collate_fn=_first)
+    module = AutoencoderModule(total_steps=steps)
+    trainer.fit(module, _endless([pictures("train", count)], batch, steps), test, ckpt_path=resume)
+    trained = module.vae.eval()
+    with torch.no_grad():
+        sample = pictures("train", count)[:1000]
+        latents = torch.cat([trained.encode(x).latent_dist.mean for x in sample.split(100)])  # pyright: ignore[reportAttributeAccessIssue]
+    trained.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
+    trained.save_pretrained(CACHE / "vae" / "trained")
+
+
+def judge(steps: int = 1500, batch: int = 64) -> None:
+    """Train the attribute judge on renders of its own; about 6 minutes on two cores."""
+    from data.avatars.judge import JudgeModule, accuracy, regions
+
+    L.seed_everything(0)
+    labels = {split: torch.from_numpy(corpus.load(split, CACHE).labels()) for split in ("judge", "test")}
+    trainer, resume = _trainer("judge", steps)
+    module = JudgeModule(total_steps=steps)
+    trainer.fit(module, _endless([pictures("judge"), labels["judge"]], batch, steps), ckpt_path=resume)
+    trained = module.judge.eval()
+    for name, region in regions().items():
+        trained.get_buffer(f"where_{name}").copy_(region)
+    trained.save(JUDGE)
+    for name, share in accuracy(trained, pictures("test"), labels["test"]).items():
+        print(f"{name:15s} {share:.4f}")
+
+
+def diffusion(steps: int = 3500, batch: int = 32) -> None:
+    """Train tokenizer, text encoder and UNet on the autoencoder's latents; about 50 minutes on two cores."""
+    from diffusers import AutoencoderKL
+
+    from data.avatars.diffusion import CaptionedLatents, DiffusionModule, train_tokenizer
+
+    L.seed_everything(0)
+    data = corpus.load("train", CACHE)
+    tokenizer = train_tokenizer(data.avatars[:3000], CACHE / "diffusion" / "tokenizer")
+    latents_file = CACHE / "diffusion" / "latents.pt"
+    if not latents_file.exists():
+        autoencoder = AutoencoderKL.from_pretrained(CACHE / "vae" / "trained").eval()
+        with torch.no_grad():
+            parts = [autoencoder.encode(x).latent_dist.mean for x in pictures("train").split(100)]
+        torch.save(torch.cat(parts) * autoencoder.config["scaling_factor"], latents_file)
+    latents = torch.load(latents_file, weights_only=True)
+    dataset = CaptionedLatents(latents, data.avatars, tokenizer)
+    sampler = RandomSampler(dataset, replacement=True, num_samples=steps * batch)
+    trainer, resume = _trainer("diffusion", steps, ema=0.999)
+    trainer.fit(
+        DiffusionModule(tokenizer, total_steps=steps), DataLoader(dataset, batch, sampler=sampler), ckpt_path=resume
+    )
+    trainer.save_checkpoint(CACHE / "diffusion" / "last.ckpt")
+
+
+def export(folder: Path = MODEL) -> None:
+    """Write the model of the newest checkpoint (its averaged weights) as a pipeline, in float16."""
+    from diffusers import AutoencoderKL, StableDiffusionPipeline
+    from transformers import CLIPTokenizer
+
+    from data.avatars.diffusion import DiffusionModule
+
+    tokenizer = CLIPTokenizer.from_pretrained(CACHE / "diffusion" / "tokenizer")
+    module = DiffusionModule(tokenizer)
+    checkpoint = torch.load(CACHE / "diffusion" / "last.ckpt", weights_only=True)
+    module.load_state_dict(checkpoint["state_dict"])
+    pipeline = StableDiffusionPipeline(
+        vae=AutoencoderKL.from_pretrained(CACHE / "vae" / "trained"),
+        text_encoder=module.text_encoder,
+        tokenizer=tokenizer,
+        unet=module.unet,
+        scheduler=module.scheduler,
+        safety_checker=None,  # pyright: ignore[reportArgumentType]
+        feature_extractor=None,  # pyright: ignore[reportArgumentType]
+        requires_safety_checker=False,
+    )
+    pipeline.to(torch.float16).save_pretrained(folder)
+    print(f"step {checkpoint['global_step']} -> {folder}")
+
+
+def prompts(count: int = 64) -> None:
+    """Write held-out prompts that leave one attribute open, `prompts/<attribute>.txt`."""
+    from data.avatars.attributes import VALUES, caption
+
+    for attribute in ("expression", "glasses", "beard", "hair", "hair_color"):
+        lines = []
+        for _, avatar, named in corpus.heldout_captions(4 * count):
+            if attribute == "hair_color" and avatar["hair"] == "bald":
+                continue
+            said = [name for name in named if name != attribute and name in VALUES]
+            if attribute == "hair":
+                said = [name for name in said if name != "hair_color"]
+            lines.append(caption(avatar, said))
+        (HERE / "prompts" / f"{attribute}.txt").write_text("\n".join(lines[:count]) + "\n")
+
+
+def everything() -> None:
+    """All stages, one after the other."""
+    vae()
+    judge()
+    diffusion()
+    export()
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    torch.set_flush_denormal(True)
+    auto_cli(
+        {"all": everything, "vae": vae, "judge": judge, "diffusion": diffusion, "export": export, "prompts": prompts}
+    )

@@ -1,0 +1,138 @@
+"""Training of the avatar diffusion model: tokenizer, CLIP text encoder and UNet, in Stable Diffusion's shape."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers.training_utils import compute_snr
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from data.avatars.attributes import Avatar, training_caption
+
+TOKENS = 40  # longest caption, with its begin and end marks
+
+
+def train_tokenizer(avatars: list[Avatar], folder: Path) -> CLIPTokenizer:
+    """Byte-pair encoding learnt from captions, written as CLIP's `vocab.json` and `merges.txt`."""
+    rng = random.Random("tokenizer")
+    text = [training_caption(avatar, rng, empty=0) for avatar in avatars for _ in range(2)]
+    tokenizer = Tokenizer(models.BPE(unk_token="<|endoftext|>", end_of_word_suffix="</w>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(False)])
+    marks = ["<|startoftext|>", "<|endoftext|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=700,
+        special_tokens=marks,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        end_of_word_suffix="</w>",
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(text, trainer)
+    model = json.loads(tokenizer.to_str())["model"]
+    vocabulary: dict[str, int] = model["vocab"]
+    for letter in sorted(pre_tokenizers.ByteLevel.alphabet()):  # a single letter may end a word nobody trained on
+        vocabulary.setdefault(letter + "</w>", len(vocabulary))
+    merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in model["merges"]]
+    folder.mkdir(parents=True, exist_ok=True)
+    clip = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=TOKENS, pad_token="<|endoftext|>")
+    clip.save_pretrained(folder)
+    return clip
+
+
+def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """A CLIP text encoder of 3 layers and width 128."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=128,
+            intermediate_size=512,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            max_position_embeddings=TOKENS,
+            projection_dim=128,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def new_unet() -> UNet2DConditionModel:
+    """Two levels with cross-attention on 8 x 8 latents; about 9.5 million parameters."""
+    return UNet2DConditionModel(
+        sample_size=8,
+        in_channels=8,
+        out_channels=8,
+        layers_per_block=1,
+        block_out_channels=(96, 192),
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=128,
+        attention_head_dim=4,
+    )
+
+
+def new_scheduler() -> DDIMScheduler:
+    """Stable Diffusion's scaled-linear schedule."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+
+
+class CaptionedLatents(Dataset[tuple[Tensor, Tensor]]):
+    """Scaled latents ``[n, 8, 8, 8]``, each with a caption drawn anew every time it is read."""
+
+    def __init__(self, latents: Tensor, avatars: list[Avatar], tokenizer: CLIPTokenizer, seed: int = 0) -> None:
+        self.latents, self.avatars, self.tokenizer = latents, avatars, tokenizer
+        self.rng = random.Random(seed)
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        text = training_caption(self.avatars[index], self.rng)
+        tokens = self.tokenizer(text, padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt")
+        return self.latents[index], tokens.input_ids[0]  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class DiffusionModule(L.LightningModule):
+    """Noise prediction with the min-SNR-5 weight (Hang et al. 2023)."""
+
+    def __init__(self, tokenizer: CLIPTokenizer, learning_rate: float = 1e-3, total_steps: int = 3500) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore="tokenizer")
+        self.text_encoder = new_text_encoder(tokenizer)
+        self.unet = new_unet().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.scheduler = new_scheduler()
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        latents, tokens = batch
+        noise = torch.randn_like(latents)
+        t = torch.randint(0, self.scheduler.config["num_train_timesteps"], (len(latents),))
+        noisy = self.scheduler.add_noise(latents, noise, t)  # pyright: ignore[reportArgumentType]
+        context = self.text_encoder(tokens).last_hidden_state
+        predicted = self.unet(noisy.contiguous(memory_format=torch.channels_last), t, context).sample
+        snr = compute_snr(self.scheduler, t)
+        weight = snr.clamp(max=5) / snr
+        loss = (F.mse_loss(predicted, noise, reduction="none").mean((1, 2, 3)) * weight).mean()
+        self.log("loss", loss, prog_bar=True)
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        rate, steps = self.hparams["learning_rate"], self.hparams["total_steps"]
+        optimizer = torch.optim.AdamW(self.parameters(), lr=rate, weight_decay=1e-2, fused=True)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, pct_start=0.05)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -1,0 +1,1 @@
+"""Edits of weights as algebra.  Needs torch alone: nothing of training, models or pages."""

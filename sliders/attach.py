@@ -1,0 +1,278 @@
+"""The only file that changes an `nn.Module`, and changes it back.
+
+`attach` runs finished sliders on a model; `Adapter` is a slider in training.  Both leave the model's own weights
+alone and act on the outputs of its layers, so that letting go restores the model bit for bit, and dial 0 is the
+model itself.  `bake` returns a changed copy of weights for whoever wants the slider without its dial.
+"""
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from sliders.algebra.edit import Edit, Translation
+from sliders.algebra.lowrank import LowRank
+from sliders.algebra.slider import Slider
+from sliders.batch import per_row
+from sliders.errors import SliderError
+
+_PEFT_NAME = "slider"
+
+
+def editable_modules(model: nn.Module) -> list[str]:
+    """Names of all layers that a low-rank update can be put on: linear and ordinary convolution layers."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
+    ]
+
+
+def select_modules(model: nn.Module, patterns: Sequence[str], candidates: Sequence[str] | None = None) -> list[str]:
+    """Names of the layers that any of the regular expressions finds, in the model's order.
+
+    Raises:
+        SliderError: a pattern is malformed or matches nothing; the message names the nearest layers.
+    """
+    names = list(candidates) if candidates is not None else editable_modules(model)
+    chosen: set[str] = set()
+    for pattern in patterns:
+        try:
+            found = [name for name in names if re.search(pattern, name)]
+        except re.error as error:
+            raise SliderError(f"target {pattern!r} is not a regular expression: {error}") from error
+        if not found:
+            near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.0)
+            raise SliderError(f"target {pattern!r} matches no layer of the model; the nearest are {', '.join(near)}")
+        chosen.update(found)
+    return [name for name in names if name in chosen]
+
+
+def _layer(model: nn.Module, name: str, shape: tuple[int, ...], owner: str) -> nn.Module:
+    try:
+        module = model.get_submodule(name)
+    except AttributeError:
+        raise SliderError(f"slider {owner!r} changes {name!r}, which this model does not have") from None
+    weight = getattr(module, "weight", None)
+    if weight is None or tuple(weight.shape) != tuple(shape):
+        raise SliderError(
+            f"slider {owner!r} changes {name!r} by {tuple(shape)}, but the layer there has "
+            f"{None if weight is None else tuple(weight.shape)}"
+        )
+    return module
+
+
+class Dials:
+    """The dials of attached sliders: numbers in one vector that every layer reads.
+
+    Setting them writes that vector and nothing else.  A value may be a number, or a tensor ``[n]`` with one number
+    for each row of the batches that follow (a strip over the dial is then one batch).
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = tuple(names)
+        self.values = torch.zeros(len(self.names), 1)
+        self.active = False
+
+    def set(self, values: Mapping[str, float | Tensor]) -> None:
+        """Turn the named dials; the others stay."""
+        for name in values:
+            if name not in self.names:
+                raise SliderError(f"no slider {name!r} is attached; attached are {', '.join(self.names)}")
+        width = max([1, *(len(v) for v in values.values() if isinstance(v, Tensor) and v.dim())])
+        if width not in (1, self.values.shape[1]):
+            self.values = self.values[:, :1].repeat(1, width)
+        for name, value in values.items():
+            self.values[self.names.index(name)] = torch.as_tensor(value, dtype=self.values.dtype)
+        self.active = bool(self.values.any())
+
+    @contextmanager
+    def turned(self, values: Mapping[str, float | Tensor]) -> Iterator[None]:
+        """Turn dials for a while; afterwards all are as they were."""
+        before = self.values.clone(), self.active
+        try:
+            self.set(values)
+            yield
+        finally:
+            self.values, self.active = before
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.values[self.names.index(name)]
+
+
+class _StackedUpdate:
+    """A forward hook that adds the updates of all sliders on one layer: two products, whatever their number."""
+
+    def __init__(self, dials: Dials, layer: nn.Module, parts: Sequence[tuple[int, LowRank]]) -> None:
+        weight = layer.get_parameter("weight")
+        self.dials = dials
+        down = torch.cat([update.A for _, update in parts]).to(weight)
+        self.up = torch.cat([update.B for _, update in parts], 1).to(weight)
+        self.owner = torch.tensor([k for k, update in parts for _ in range(update.rank)])
+        self.down = down if weight.dim() == 2 else down.view(-1, *weight.shape[1:])
+
+    def __call__(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        if not self.dials.active:
+            return output
+        scale = self.dials.values[self.owner].to(output).T  # [1 or n, ranks]
+        if isinstance(layer, nn.Conv2d):
+            hidden = F.conv2d(inputs[0], self.down, None, layer.stride, layer.padding, layer.dilation)
+            return output + F.conv2d(hidden * _spread(scale, hidden, 1), self.up[:, :, None, None])
+        hidden = F.linear(inputs[0], self.down)
+        return output + F.linear(hidden * _spread(scale, hidden, -1), self.up)
+
+
+def _spread(scale: Tensor, hidden: Tensor, channel: int) -> Tensor:
+    """Shape ``[1 or n, ranks]`` to multiply ``hidden``, whose ranks lie in dimension ``channel``."""
+    if 1 < len(scale) < len(hidden):
+        scale = scale.repeat(len(hidden) // len(scale), 1)
+    shape = [len(scale)] + [1] * (hidden.dim() - 1)
+    shape[channel] = scale.shape[1]
+    return scale.view(shape)
+
+
+@contextmanager
+def attach(model: nn.Module, sliders: Sequence[Slider], values: Mapping[str, float] | None = None) -> Iterator[Dials]:
+    """Run ``model`` with sliders on it; gives their dials, which start at ``values`` or 0.
+
+    Raises:
+        SliderError: two sliders share a name, or one does not fit the model's layers.
+    """
+    names = [slider.name for slider in sliders]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise SliderError(f"two sliders are called {sorted(twice)[0]!r}; give them different names")
+    dials = Dials(names)
+    parts: dict[str, list[tuple[int, LowRank]]] = {}
+    for index, slider in enumerate(sliders):
+        for module, update in slider.update.items():
+            parts.setdefault(module, []).append((index, update))
+    with ExitStack() as stack:
+        for module, updates in parts.items():
+            layer = _layer(model, module, updates[0][1].shape, names[updates[0][0]])
+            for index, update in updates[1:]:
+                _layer(model, module, update.shape, names[index])
+            stack.callback(layer.register_forward_hook(_StackedUpdate(dials, layer, updates)).remove)
+        dials.set(values or {})
+        yield dials
+
+
+class Adapter:
+    """A slider in training: PEFT's LoRA layers with a dial for every row of a batch.
+
+    Freshly made it changes nothing, since ``B`` starts at 0.  Use it as a context, or call `remove`.
+
+    Args:
+        model: gets LoRA layers in place; its own parameters should be frozen already.
+        modules: names of the layers, as `select_modules` gives them.
+        rank: of each layer's update.
+        alpha: the update is ``alpha / rank * B @ A``.
+    """
+
+    def __init__(self, model: nn.Module, modules: Sequence[str], rank: int, alpha: float) -> None:
+        self.model, self.modules, self.rank, self.alpha = model, tuple(modules), rank, alpha
+        self._dial: Tensor | None = None
+        frozen = {name: p.requires_grad for name, p in model.named_parameters()}
+        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(self.modules))  # pyright: ignore[reportArgumentType]
+        inject_adapter_in_model(config, model, adapter_name=_PEFT_NAME)
+        self._frozen = frozen
+        self._layers: dict[str, LoraLayer] = {}
+        for name in self.modules:
+            layer = model.get_submodule(name)
+            assert isinstance(layer, LoraLayer)
+            self._layers[name] = layer
+            layer.lora_A[_PEFT_NAME].float()
+            layer.lora_B[_PEFT_NAME].float()
+            layer.lora_B[_PEFT_NAME].register_forward_hook(self._scale)
+        self._enable(False)
+
+    def _scale(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return output if self._dial is None else output * per_row(self._dial, output)
+
+    def _enable(self, on: bool) -> None:
+        for layer in self._layers.values():
+            layer._disable_adapters = not on
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """What is trained: every layer's ``A`` and ``B``."""
+        for layer in self._layers.values():
+            yield from layer.lora_A[_PEFT_NAME].parameters()
+            yield from layer.lora_B[_PEFT_NAME].parameters()
+
+    def touches(self, prefixes: Iterable[str]) -> bool:
+        """Whether any adapted layer lies under one of these modules."""
+        return any(name.split(".")[0] in set(prefixes) for name in self.modules)
+
+    @contextmanager
+    def dial(self, positions: Tensor) -> Iterator[None]:
+        """Run the model with the slider on, row ``i`` of each batch at ``positions[i]``."""
+        before, self._dial = self._dial, positions
+        self._enable(True)
+        try:
+            yield
+        finally:
+            self._dial = before
+            self._enable(before is not None)
+
+    @torch.no_grad()
+    def update(self) -> Translation:
+        """The update at dial 1 as it is now, alpha folded in, in float32 on the CPU."""
+        updates: dict[str, LowRank] = {}
+        for name, layer in self._layers.items():
+            down = layer.lora_A[_PEFT_NAME].weight.detach().float().cpu()
+            up = layer.lora_B[_PEFT_NAME].weight.detach().float().cpu().flatten(1)
+            shape = (up.shape[0], *down.shape[1:])
+            updates[name] = LowRank(up * (self.alpha / self.rank), down.flatten(1).clone(), shape)
+        return Translation(updates)
+
+    @torch.no_grad()
+    def state(self) -> dict[str, Tensor]:
+        """A copy of the trained factors, for `load_state`."""
+        return {f"{i}": p.detach().clone() for i, p in enumerate(self.parameters())}
+
+    @torch.no_grad()
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Put back what `state` returned."""
+        for i, p in enumerate(self.parameters()):
+            p.copy_(state[f"{i}"])
+
+    def remove(self) -> None:
+        """Take the LoRA layers out again; the model is what it was, object by object."""
+        for name, layer in self._layers.items():
+            parent, _, child = name.rpartition(".")
+            setattr(self.model.get_submodule(parent), child, layer.get_base_layer())
+        self._layers.clear()
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(self._frozen[name])
+        if hasattr(self.model, "peft_config"):
+            del self.model.peft_config
+
+    def __enter__(self) -> "Adapter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+
+@contextmanager
+def baked(model: nn.Module, edit: Edit) -> Iterator[None]:
+    """Run ``model`` with the edited weights themselves in place, as a merged checkpoint has them.
+
+    The original tensors are put back at the end, not recomputed, since merging is not reversible in low precision.
+    """
+    with ExitStack() as stack:
+        for name in edit.modules:
+            try:
+                layer = model.get_submodule(name)
+            except AttributeError:
+                raise SliderError(f"the edit changes {name!r}, which this model does not have") from None
+            weight = layer.get_parameter("weight")
+            original = weight.data
+            weight.data = edit.apply(name, original)
+            stack.callback(setattr, weight, "data", original)
+        yield

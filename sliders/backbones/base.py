@@ -1,0 +1,125 @@
+"""What every model family offers to the rest of the package."""
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from sliders.attach import editable_modules, select_modules
+from sliders.batch import TensorBatch
+from sliders.errors import SliderError
+
+Predictor = Callable[[TensorBatch], Tensor]
+"""From a state to the prediction for it."""
+
+
+@dataclass(frozen=True)
+class TargetGroup:
+    """A named set of layers: regular expressions of which one must be found, and those of which none may be."""
+
+    include: tuple[str, ...]
+    exclude: tuple[str, ...] = ()
+
+
+class AbstractBackbone(ABC, nn.Module):
+    """A frozen model: what it conditions on, the states it is asked about, and what it predicts.
+
+    A *state* and a *conditioning* are `TensorBatch`es whose names only the backbone knows.  A *prediction* is a tensor
+    ``[n, ...]`` in a space where adding makes sense (noise, v, velocity, log-probabilities), and which of these it is
+    nobody else knows.  The constructor does no I/O; `load` does.
+    """
+
+    conditioning_modules: tuple[str, ...] = ()
+    """Top-level modules that `encode` runs: a slider on one of them changes the conditioning."""
+
+    @abstractmethod
+    def load(self) -> None:
+        """Read the weights, frozen and in evaluation mode.  Calling it again does nothing."""
+
+    @property
+    @abstractmethod
+    def base_model(self) -> str:
+        """The name or folder of the model, as the user gave it."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A hash of the weights' content: two models with the same one are the same base."""
+
+    @abstractmethod
+    def target_groups(self) -> dict[str, TargetGroup]:
+        """Named sets of layers for sliders, such as ``xattn``."""
+
+    @abstractmethod
+    def encode(self, prompts: Sequence[str]) -> TensorBatch:
+        """The conditioning of each prompt, a row each."""
+
+    @abstractmethod
+    def predict(self, state: TensorBatch, conditioning: TensorBatch) -> Tensor:
+        """The model's prediction ``[n, ...]``, row by row."""
+
+    @abstractmethod
+    def start(self, seeds: Sequence[int]) -> Tensor:
+        """Where trajectories begin: a row for each seed, the same whatever stands in the other rows."""
+
+    @abstractmethod
+    def trajectory(self, predict: Predictor, start: Tensor, steps: int) -> Iterator[TensorBatch]:
+        """The states that the model visits when ``predict`` is followed for ``steps`` steps from ``start``.
+
+        Yields ``steps + 1`` states: those that ``predict`` is asked about, each at the time at which it really is, and
+        the finished one.  Nothing is predicted before the next state is asked for.
+        """
+
+    @abstractmethod
+    def decode(self, finished: TensorBatch) -> Tensor:
+        """Pictures ``[n, 3, h, w]`` in [-1, 1] of finished states."""
+
+    @abstractmethod
+    def export(self, folder: Path) -> None:
+        """Write the model as it is now in the layout its own library loads."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def select_targets(self, targets: Sequence[str]) -> list[str]:
+        """Layers for a slider: each target is the name of a group or a regular expression over layer names.
+
+        Raises:
+            SliderError: a target that is neither a group nor matches a layer, with the groups and the nearest layers.
+        """
+        names = editable_modules(self)
+        groups = self.target_groups()
+        chosen: set[str] = set()
+        for target in targets:
+            if (group := groups.get(target)) is None:
+                try:
+                    chosen.update(select_modules(self, [target], names))
+                except SliderError as error:
+                    raise SliderError(f"{error}. Groups of this model: {', '.join(groups)}") from None
+                continue
+            found = select_modules(self, group.include, names)
+            chosen.update(name for name in found if not any(re.search(pattern, name) for pattern in group.exclude))
+        return [name for name in names if name in chosen]
+
+
+def guided(backbone: AbstractBackbone, prompt: TensorBatch, empty: TensorBatch, guidance: float) -> Predictor:
+    """Classifier-free guidance (Ho & Salimans 2022): ``y(empty) + guidance (y(prompt) - y(empty))``, in one call.
+
+    With ``guidance`` 1 it is the plain prediction, and the empty half is not computed.
+    """
+    if guidance == 1:
+        return lambda state: backbone.predict(state, prompt)
+
+    both = {name: torch.cat([empty[name], prompt[name]]) for name in prompt}
+
+    def predict(state: TensorBatch) -> Tensor:
+        doubled = {name: torch.cat([value, value]) for name, value in state.items()}
+        without, with_prompt = backbone.predict(doubled, both).chunk(2)
+        return without + guidance * (with_prompt - without)
+
+    return predict

@@ -1,0 +1,250 @@
+"""The `sliders` command: look at a concept before training, generate, evaluate, bake."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from jsonargparse import auto_cli, lazy_instance
+from rich.console import Console
+from rich.table import Table
+
+from sliders.algebra.edit import Translation
+from sliders.algebra.slider import Slider
+from sliders.attach import attach, baked
+from sliders.backbones.base import AbstractBackbone
+from sliders.backbones.unet import UNetBackbone
+from sliders.concept import Concept
+from sliders.errors import SliderError
+from sliders.evaluation.dose import DoseResponse, dose_response
+from sliders.evaluation.judge import AttributeJudge
+from sliders.evaluation.plots import dial_label, dose_response_figure, grid, save_figure, strip
+from sliders.evaluation.report import STRIP_ROWS, evaluate_dial, heldout_prompts, write_report
+from sliders.evaluation.sampling import Sampling, Scene, sample, sample_oracle, scenes
+from sliders.formats import diffusers as slider_file
+
+AVATARS = Path("data/avatars")
+_BASE = lazy_instance(UNetBackbone, model=str(AVATARS / "model"))
+_JUDGE = AVATARS / "judge.safetensors"
+
+# What a dial may move beside its concept, in mean probability of any other attribute: at the dial's ends, and at twice.
+DRIFT_AT_1, DRIFT_AT_2 = 0.08, 0.12
+
+
+def _say(*lines: object) -> None:
+    console = Console()
+    for line in lines:
+        console.print(line, soft_wrap=True, highlight=False)
+
+
+def _load(files: Sequence[Path], backbone: AbstractBackbone, any_base: bool) -> list[Slider]:
+    backbone.load()
+    loaded = [slider_file.load(file) for file in files]
+    for slider in loaded:
+        if not any_base:
+            slider_file.check_base(slider, backbone.fingerprint(), backbone.base_model)
+    return loaded
+
+
+def _positions(sliders: Sequence[Slider], dials: Sequence[float]) -> dict[str, float]:
+    if len(dials) != len(sliders):
+        raise SliderError(f"--dials has {len(dials)} numbers for {len(sliders)} sliders; give one each")
+    return {slider.name: dial for slider, dial in zip(sliders, dials, strict=True)}
+
+
+def suggest_eta(amounts: Sequence[float], dose: DoseResponse) -> tuple[float | None, str]:
+    """The eta to train with, from the oracle's response over amounts (dial times eta), and the reason.
+
+    Of the amounts whose drift at the dial's ends and at twice these is within bounds, the smallest that reaches nine
+    tenths of the best effect.
+    """
+    amounts = list(amounts)
+
+    def drift(amount: float) -> float:
+        return max(dose.drift[amounts.index(a)].change for a in (amount, -amount))
+
+    def effect(amount: float) -> float:
+        return dose.response[amounts.index(amount)] - dose.response[amounts.index(-amount)]
+
+    usable = [a for a in amounts if a > 0 and 2 * a in amounts]
+    within = [a for a in usable if drift(a) <= DRIFT_AT_1 and drift(2 * a) <= DRIFT_AT_2]
+    if not within:
+        bounds = f"{DRIFT_AT_1} at dial 1 and {DRIFT_AT_2} at dial 2"
+        return None, f"at no eta does the drift stay within {bounds}; try other positives and negatives"
+    best = max(effect(a) for a in within)
+    eta = next(a for a in within if effect(a) >= 0.9 * best)
+    drifts = f"drift {drift(eta):.3f} there and {drift(2 * eta):.3f} at twice"
+    return eta, f"effect {effect(eta):.2f} between dials -1 and 1, {drifts}"
+
+
+def preview(
+    concept: Path,
+    backbone: AbstractBackbone = _BASE,
+    judge: Path | None = _JUDGE,
+    amounts: list[float] | None = None,
+    pictures: int = 32,
+    sampling: Sampling | None = None,
+    out: Path | None = None,
+) -> None:
+    """Show what a concept's slider can become, without training: its direction added at sampling time.
+
+    Args:
+        concept: the concept's YAML file.
+        backbone: the model.
+        judge: file of the attribute judge.
+        amounts: dial times eta, above 0; each is sampled on both sides.
+        pictures: held-out scenes at each amount.
+        sampling: how they are sampled.
+        out: folder for the strip, the plot and the numbers; runs/preview/NAME unless given.
+    """
+    what = Concept.load(concept)
+    backbone.load()
+    out = out or Path("runs") / "preview" / what.name
+    one_side = sorted(amounts or [0.5, 1, 2, 3, 4, 6, 8])
+    if one_side[0] <= 0:
+        raise SliderError(f"--amounts has {one_side[0]:g}; give amounts above 0, each is sampled on both sides")
+    both = [-a for a in reversed(one_side)] + [0.0, *one_side]
+    wanted = scenes(heldout_prompts(what), pictures)
+    made = sample_oracle(backbone, what, 1.0, wanted, both, sampling)
+    out.mkdir(parents=True, exist_ok=True)
+    prompts = [s.prompt for s in wanted[:STRIP_ROWS]]
+    strip(made[:, :STRIP_ROWS], both, prompts, f"{what.name}: the oracle over dial x eta").save(out / "strip.png")
+    if judge is not None and what.measure is not None:
+        dose = dose_response(AttributeJudge.load(judge), what.measure, made, both)
+        table = Table("dial x eta", f"{dose.attribute} = {dose.value}", "worst drift", "of", title=what.name)
+        for amount, mean, error, drift in zip(both, dose.response, dose.error, dose.drift, strict=True):
+            other = f"{drift.attribute} = {drift.value}" if drift.attribute else ""
+            table.add_row(dial_label(amount), f"{mean:.2f} ± {error:.2f}", f"{drift.change:.3f}", other)
+        eta, reason = suggest_eta(both, dose)
+        _say(table, f"suggested eta: {'none' if eta is None else f'{eta:g}'} ({reason})")
+        save_figure(dose_response_figure(f"{what.name}: the oracle", {"oracle": dose}), out / "dose_response.png")
+    _say(f"strip   {out / 'strip.png'}")
+
+
+def generate(
+    prompts: list[str],
+    sliders: list[Path] | None = None,
+    dials: list[float] | None = None,
+    seeds: list[int] | None = None,
+    backbone: AbstractBackbone = _BASE,
+    sampling: Sampling | None = None,
+    out: Path = Path("grid.png"),
+    any_base: bool = False,
+) -> None:
+    """Make pictures with sliders at their dials, beside the base's of the same seeds.
+
+    Args:
+        prompts: a row of the grid each.
+        sliders: slider files.
+        dials: a position for each slider; all 1 unless given.
+        seeds: of the noise; a pair of columns each.
+        backbone: the model.
+        sampling: steps, guidance, batch.
+        out: the picture to write.
+        any_base: load sliders that were made for another base.
+    """
+    loaded = _load(sliders or [], backbone, any_base)
+    positions = _positions(loaded, dials if dials is not None else [1.0] * len(loaded))
+    seeds = seeds or [0, 1, 2, 3]
+    wanted = [Scene(prompt, seed) for seed in seeds for prompt in prompts]
+    base = sample(backbone, wanted, sampling).unflatten(0, (len(seeds), len(prompts)))
+    columns = [f"seed {seed}" for seed in seeds]
+    pictures = base
+    if loaded:
+        with attach(backbone, loaded, positions):
+            turned = sample(backbone, wanted, sampling).unflatten(0, (len(seeds), len(prompts)))
+        pictures = torch.stack([base, turned], 1).flatten(0, 1)
+        columns = [label for seed in seeds for label in (f"{seed}: base", "turned")]
+    title = "  ".join(f"{name} {dial_label(p)}" for name, p in positions.items())
+    out.parent.mkdir(parents=True, exist_ok=True)
+    grid(pictures, columns, prompts, title).save(out)
+    _say(f"grid    {out}")
+
+
+def evaluate(
+    slider: Path,
+    backbone: AbstractBackbone = _BASE,
+    concept: Path | None = None,
+    judge: Path | None = _JUDGE,
+    dials: list[float] | None = None,
+    pictures: int = 64,
+    sampling: Sampling | None = None,
+    oracle: bool = False,
+    eta: float | None = None,
+    out: Path | None = None,
+    any_base: bool = False,
+) -> None:
+    """Measure a slider on held-out prompts: effect, drift, straightness; JSON, a table and plots.
+
+    Args:
+        slider: the slider's file.
+        backbone: the model.
+        concept: a concept's YAML file, where the slider's own metadata does not say or something else is asked.
+        judge: file of the attribute judge.
+        dials: positions; 0 is added where it is missing.
+        pictures: held-out scenes at each position.
+        sampling: how they are sampled.
+        oracle: measure the training-free oracle on the same scenes.
+        eta: of the oracle; the slider's own unless given.
+        out: folder for what is written; a folder beside the slider unless given.
+        any_base: load a slider that was made for another base.
+    """
+    loaded = _load([slider], backbone, any_base)[0]
+    what = Concept.load(concept) if concept else slider_file.concept_of(loaded)
+    strength = eta if eta is not None else float(loaded.metadata.get("sliders.eta", 1.0))
+    positions = sorted({0.0, *(dials if dials is not None else [-2, -1.5, -1, -0.5, 0.5, 1, 1.5, 2])})
+    with attach(backbone, [loaded]) as attached:
+        evaluation = evaluate_dial(
+            backbone,
+            lambda values: attached.turned({loaded.name: values}),
+            what,
+            judge=AttributeJudge.load(judge) if judge else None,
+            eta=strength,
+            dials=positions,
+            pictures=pictures,
+            how=sampling or Sampling(),
+            with_oracle=oracle,
+        )
+    out = out or slider.parent / "evaluation"
+    write_report(evaluation, out, loaded.name)
+    _say(*([evaluation.table()] if evaluation.dose else []), f"report  {out}")
+
+
+def bake(
+    sliders: list[Path],
+    out: Path,
+    dials: list[float] | None = None,
+    backbone: AbstractBackbone = _BASE,
+    any_base: bool = False,
+) -> None:
+    """Write a whole model with sliders merged into it; the dials are gone then.
+
+    Args:
+        sliders: slider files.
+        out: folder of the new model.
+        dials: a position for each slider; all 1 unless given.
+        backbone: the model.
+        any_base: load sliders that were made for another base.
+    """
+    loaded = _load(sliders, backbone, any_base)
+    positions = _positions(loaded, dials if dials is not None else [1.0] * len(loaded))
+    total = Translation({})
+    for slider in loaded:
+        total = total + slider.at(positions[slider.name])
+    with baked(backbone, total):
+        backbone.export(out)
+    _say(f"model   {out}")
+
+
+def main() -> None:
+    """Entry point of the `sliders` command."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        auto_cli([preview, generate, evaluate, bake], as_positional=True)
+    except SliderError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

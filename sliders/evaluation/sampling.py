@@ -1,0 +1,102 @@
+"""Pictures over a dial: the same prompts and seeds at every position."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from sliders.backbones.base import AbstractBackbone, Predictor, guided
+from sliders.batch import TensorBatch
+from sliders.concept import Concept
+from sliders.training.teacher import oracle
+
+Turn = Callable[[Tensor], AbstractContextManager[None]]
+"""Sets the dial of every row of the batches that follow, ``[n]``; `Adapter.dial` is one."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How pictures are sampled.
+
+    Args:
+        steps: of the model's own scheduler.
+        guidance: classifier-free guidance scale.
+        batch: pictures made together.
+    """
+
+    steps: int = 25
+    guidance: float = 4.0
+    batch: int = 48
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A prompt and the seed of its noise."""
+
+    prompt: str
+    seed: int
+
+
+def scenes(prompts: Sequence[str], count: int, first_seed: int = 1000) -> list[Scene]:
+    """``count`` scenes that go through the prompts, each with a seed of its own."""
+    return [Scene(prompts[i % len(prompts)], first_seed + i) for i in range(count)]
+
+
+def conditionings(backbone: AbstractBackbone, prompts: Sequence[str]) -> tuple[TensorBatch, TensorBatch]:
+    """Of the prompts, and of the empty prompt as often."""
+    return backbone.encode(prompts), backbone.encode([""] * len(prompts))
+
+
+def finish(backbone: AbstractBackbone, predict: Predictor, seeds: Sequence[int], steps: int) -> Tensor:
+    """Follow a predictor from noise to pictures ``[n, 3, h, w]`` in [-1, 1]."""
+    *_, finished = backbone.trajectory(predict, backbone.start(seeds), steps)
+    return backbone.decode(finished).cpu().float()
+
+
+@torch.no_grad()
+def sample(backbone: AbstractBackbone, wanted: Sequence[Scene], how: Sampling | None = None) -> Tensor:
+    """A picture of each scene, with whatever is attached to the model; ``[n, 3, h, w]``."""
+    how = how or Sampling()
+    pictures = []
+    for start in range(0, len(wanted), how.batch):
+        part = wanted[start : start + how.batch]
+        prompt, empty = conditionings(backbone, [s.prompt for s in part])
+        predict = guided(backbone, prompt, empty, how.guidance)
+        pictures.append(finish(backbone, predict, [s.seed for s in part], how.steps))
+    return torch.cat(pictures)
+
+
+@torch.no_grad()
+def sample_dial(
+    backbone: AbstractBackbone, turn: Turn, wanted: Sequence[Scene], positions: Sequence[float],
+    how: Sampling | None = None,
+) -> Tensor:  # fmt: skip
+    """Pictures ``[positions, scenes, 3, h, w]``; positions and scenes share batches."""
+    how = how or Sampling()
+    rows = [(position, scene) for position in positions for scene in wanted]
+    pictures = []
+    for start in range(0, len(rows), how.batch):
+        part = rows[start : start + how.batch]
+        with turn(torch.tensor([position for position, _ in part], device=backbone.device)):
+            pictures.append(sample(backbone, [scene for _, scene in part], replace(how, batch=len(part))))
+    return torch.cat(pictures).unflatten(0, (len(positions), len(wanted)))
+
+
+@torch.no_grad()
+def sample_oracle(
+    backbone: AbstractBackbone, concept: Concept, eta: float, wanted: Sequence[Scene], positions: Sequence[float],
+    how: Sampling | None = None,
+) -> Tensor:  # fmt: skip
+    """What a slider that had learnt its target perfectly would show: no training, see `oracle`."""
+    how = how or Sampling()
+    rows = [(position, scene) for position in positions for scene in wanted]
+    pictures = []
+    for start in range(0, len(rows), how.batch):
+        part = rows[start : start + how.batch]
+        amount = torch.tensor([position * eta for position, _ in part], device=backbone.device)
+        prompt, empty = conditionings(backbone, [scene.prompt for _, scene in part])
+        predict = oracle(backbone, [(concept, amount)], prompt, empty, how.guidance)
+        pictures.append(finish(backbone, predict, [scene.seed for _, scene in part], how.steps))
+    return torch.cat(pictures).unflatten(0, (len(positions), len(wanted)))

@@ -1,0 +1,1 @@
+"""Slider files, as other programs read and write them."""

@@ -1,0 +1,1 @@
+"""What a slider is trained towards."""

@@ -1,0 +1,191 @@
+"""What a run shows while it goes and leaves when it ends."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from rich.console import Console
+
+from sliders.attach import baked
+from sliders.errors import SliderError
+from sliders.evaluation.dose import dose_response
+from sliders.evaluation.judge import AttributeJudge
+from sliders.evaluation.plots import strip
+from sliders.evaluation.report import evaluate_dial, heldout_prompts, write_report
+from sliders.evaluation.sampling import Sampling, sample_dial, scenes
+from sliders.formats import diffusers as slider_file
+from sliders.training.module import SliderModule
+
+
+def run_folder(trainer: L.Trainer) -> Path:
+    """`runs/<name>/`, where a run keeps everything."""
+    return Path(trainer.default_root_dir)
+
+
+def write_slider(trainer: L.Trainer, module: SliderModule) -> Path:
+    """Write `<run>/<name>.safetensors` from the main process."""
+    slider = module.slider()
+    file = run_folder(trainer) / f"{slider.name}.safetensors"
+    if trainer.is_global_zero:
+        slider_file.save(slider, file)
+    return file
+
+
+class SliderWriter(L.Callback):
+    """Writes the slider file when training ends, and on the way at an interval.
+
+    Args:
+        every: steps between two writings.
+    """
+
+    def __init__(self, every: int = 50) -> None:
+        self.every = every
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, SliderModule)
+        if trainer.global_step % self.every == 0:
+            write_slider(trainer, pl_module)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, SliderModule)
+        write_slider(trainer, pl_module)
+
+
+class Probe(L.Callback):
+    """Says early whether a run learns: a few pictures at dials -1, 0, 1, read by the judge.
+
+    The progress bar and the logger get the concept's effect (the difference of its probability between dials 1 and
+    -1) and the drift of everything else; the logger gets the pictures.
+
+    Args:
+        judge: file of the attribute judge; without it only pictures are made.
+        every: steps between two probes.
+        pictures: scenes at each dial.
+        sampling: how they are sampled.
+    """
+
+    dials = (-1.0, 0.0, 1.0)
+
+    def __init__(
+        self, judge: Path | None = None, every: int = 50, pictures: int = 8, sampling: Sampling | None = None
+    ) -> None:
+        self.judge_file, self.every, self.pictures = judge, every, pictures
+        self.sampling = sampling or Sampling(steps=12)
+        self._judge: AttributeJudge | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if self.judge_file is not None and self._judge is None:
+            self._judge = AttributeJudge.load(self.judge_file)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, SliderModule)
+        if trainer.global_step % self.every or not trainer.is_global_zero:
+            return
+        assert pl_module.adapter is not None
+        concept = pl_module.concept_data.concept
+        measure = concept.measure
+        wanted = scenes(heldout_prompts(concept), self.pictures)
+        pictures = sample_dial(pl_module.backbone, pl_module.adapter.dial, wanted, self.dials, self.sampling)
+        if self._judge is not None and measure is not None:
+            dose = dose_response(self._judge, measure, pictures, self.dials)
+            moved = {
+                "probe_effect": dose.response[2] - dose.response[0],
+                "probe_drift": max(d.change for d in dose.drift),
+            }
+            pl_module.log_dict(moved, prog_bar=True)
+        if isinstance(trainer.logger, TensorBoardLogger):
+            image = strip(pictures[:, :4], self.dials, [s.prompt for s in wanted[:4]], f"step {trainer.global_step}")
+            tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+            trainer.logger.experiment.add_image("strip", tensor, trainer.global_step)
+
+
+class FinalReport(L.Callback):
+    """Evaluates the finished slider, writes its pictures and numbers, and says how to use it.
+
+    Args:
+        judge: file of the attribute judge; without it there is a strip and no numbers.
+        dials: positions, 0 among them.
+        pictures: scenes at each position.
+        sampling: how they are sampled.
+        oracle: also evaluate the training-free oracle on the same scenes.
+    """
+
+    def __init__(
+        self,
+        judge: Path | None = None,
+        dials: Sequence[float] = (-2, -1.5, -1, -0.5, 0, 0.5, 1, 1.5, 2),
+        pictures: int = 16,
+        sampling: Sampling | None = None,
+        oracle: bool = False,
+    ) -> None:
+        if 0 not in dials:
+            raise SliderError(f"FinalReport.dials is {list(dials)}; 0, the base, must be among them")
+        self.judge_file, self.dials, self.pictures = judge, [float(d) for d in dials], pictures
+        self.sampling, self.oracle = sampling or Sampling(), oracle
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if self.judge_file is not None:
+            AttributeJudge.load(self.judge_file)  # a missing judge should be known before the training
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, SliderModule)
+        if not trainer.is_global_zero or trainer.interrupted:
+            return
+        assert pl_module.adapter is not None
+        folder, concept = run_folder(trainer), pl_module.concept_data.concept
+        evaluation = evaluate_dial(
+            pl_module.backbone,
+            pl_module.adapter.dial,
+            concept,
+            judge=AttributeJudge.load(self.judge_file) if self.judge_file else None,
+            eta=pl_module.loss.eta,
+            dials=self.dials,
+            pictures=self.pictures,
+            how=self.sampling,
+            with_oracle=self.oracle,
+        )
+        write_report(evaluation, folder)
+        pl_module.measured = evaluation.summary()
+        file = write_slider(trainer, pl_module)
+        console = Console()
+        console.print()
+        if evaluation.dose is not None:
+            console.print(evaluation.table())
+        for line in (
+            f"slider   {file}",
+            f"strip    {folder / 'strip.png'}",
+            f"turn it  sliders generate --sliders {file} --dials 1 --prompts {concept.target!r}",
+            f"or       pipe.load_lora_weights({str(file)!r}, adapter_name={concept.name!r})",
+            f"         pipe.set_adapters([{concept.name!r}], [1.0])",
+        ):
+            console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+class BakeModel(L.Callback):
+    """Writes the whole model with the slider merged into it at one dial: a permanent edit, `<run>/model/`.
+
+    Args:
+        dial: where the slider is merged.
+    """
+
+    def __init__(self, dial: float = 1.0) -> None:
+        self.dial = dial
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, SliderModule)
+        if not trainer.is_global_zero or trainer.interrupted:
+            return
+        edit = pl_module.slider().at(self.dial)
+        pl_module.detach_slider()
+        folder = run_folder(trainer) / "model"
+        with baked(pl_module.backbone, edit):
+            pl_module.backbone.export(folder)
+        Console().print(f"model    {folder} (the slider merged at {self.dial:g})", soft_wrap=True, highlight=False)

@@ -1,0 +1,68 @@
+"""The command line of a training run."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from sliders.errors import SliderError
+from sliders.training.callbacks import SliderWriter
+from sliders.training.data import ConceptData
+from sliders.training.module import SliderModule
+
+BASE_CONFIG = Path(__file__).parents[2] / "configs" / "base.yaml"
+
+
+class SliderCLI(LightningCLI):
+    """`LightningCLI` with a run folder: everything of run NAME goes to `runs/NAME/`."""
+
+    def __init__(self, args: list[str] | None = None, **kwargs: Any) -> None:
+        super().__init__(
+            SliderModule,
+            ConceptData,
+            run=False,
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs={"default_config_files": [str(BASE_CONFIG)]},
+            args=args,
+            **kwargs,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--name", type=str | None, default=None, help="of the run; the concept's unless given")
+        parser.add_argument("--runs", type=Path, default=Path("runs"), help="the folder that runs are kept in")
+        parser.add_argument("--ckpt_path", type=str | None, default=None, help="resume from this checkpoint")
+        parser.add_lightning_class_args(SliderWriter, "slider_file")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults(
+            {
+                "checkpoint.filename": "last",
+                "checkpoint.every_n_train_steps": 20,
+                "checkpoint.enable_version_counter": False,
+                "checkpoint.save_on_train_epoch_end": True,
+            }
+        )
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config
+        name = config.name or config.data.concept.name
+        folder = Path(config.runs) / name
+        config.trainer.default_root_dir = str(folder)
+        config.checkpoint.dirpath = str(folder / "checkpoints")
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        folder = Path(self.config.trainer.default_root_dir)
+        if self.config.trainer.logger is None:
+            kwargs["logger"] = TensorBoardLogger(folder.parent, name=folder.name, version="")
+        return super().instantiate_trainer(**kwargs)
+
+    def fit(self) -> None:
+        """Train, from the beginning or from `--ckpt_path`."""
+        checkpoint = self.config.ckpt_path
+        if checkpoint is not None and not Path(checkpoint).is_file():
+            raise SliderError(f"--ckpt_path {checkpoint}: there is no such file")
+        self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=checkpoint, weights_only=True)

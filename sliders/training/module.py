@@ -1,0 +1,146 @@
+"""The one training loop, for every model family, loss and source of states."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+
+from sliders.algebra.slider import Slider
+from sliders.attach import Adapter
+from sliders.backbones.base import AbstractBackbone
+from sliders.batch import repeat
+from sliders.errors import SliderError
+from sliders.formats.diffusers import describe
+from sliders.losses.erasure import AbstractLoss, Prediction, progress
+from sliders.losses.preservation import Preservation
+from sliders.training.data import ConceptData, StepBatch
+from sliders.training.states import StateSource
+from sliders.training.teacher import Teacher
+
+
+class SliderModule(L.LightningModule):
+    """Trains one slider on a frozen model.
+
+    Args:
+        backbone: the model.
+        loss: the formula's distance, with its strength eta.
+        states: where the states come from.
+        optimizer: of the slider's factors.
+        preservation: weighs the prompts that must not move.
+        targets: layers that the slider may change: names of the backbone's groups, or regular expressions.
+        rank: of each layer's update.
+        alpha: the update is ``alpha / rank * B @ A``; the default is the rank.
+        lr_scheduler: of the learning rate, a step at a time; none if not given.
+    """
+
+    def __init__(
+        self,
+        backbone: AbstractBackbone,
+        loss: AbstractLoss,
+        states: StateSource,
+        optimizer: OptimizerCallable,
+        preservation: Preservation | None = None,
+        targets: Sequence[str] = ("noxattn",),
+        rank: int = 4,
+        alpha: float | None = None,
+        lr_scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        super().__init__()
+        if rank < 1:
+            raise SliderError(f"model.rank is {rank}; it must be at least 1")
+        self.backbone, self.loss, self.states = backbone, loss, states
+        self.preservation = preservation or Preservation()
+        self.targets, self.rank, self.alpha = list(targets), rank, float(rank if alpha is None else alpha)
+        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        self.adapter: Adapter | None = None
+        self.teacher: Teacher | None = None
+        self.measured: dict[str, str] = {}
+        self.strict_loading = False
+
+    def configure_model(self) -> None:
+        if self.adapter is None:
+            self.backbone.load()
+            names = self.backbone.select_targets(self.targets)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.concept_data.seed)
+                self.adapter = Adapter(self.backbone, names, self.rank, self.alpha)
+
+    @property
+    def concept_data(self) -> ConceptData:
+        """The run's data module, which holds the concept."""
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, ConceptData):
+            raise SliderError("train a SliderModule with a ConceptData as the trainer's datamodule")
+        return data
+
+    def on_fit_start(self) -> None:
+        self.backbone.eval()
+        assert self.adapter is not None
+        self.teacher = Teacher(self.backbone, self.concept_data.concept, self.adapter)
+
+    def training_step(self, batch: StepBatch, batch_idx: int) -> Tensor:
+        assert self.adapter is not None
+        assert self.teacher is not None
+        lesson = self.states.draw(self.teacher, self.adapter, batch)
+        signs = self.concept_data.signs
+        times = len(signs)
+        dial = torch.cat([sign * batch.magnitudes for sign in signs]).to(self.device)
+        with self.adapter.dial(dial):
+            student = self.backbone.predict(
+                repeat(lesson.state, times), self.teacher.targets(lesson.question.repeat(times))
+            )
+        shape = [times] + [1] * (lesson.base.dim() - 1)
+        prediction = Prediction(student, lesson.base.repeat(shape), lesson.direction.repeat(shape), dial)
+        loss = self.preservation(self.loss(prediction), batch.preserved.repeat(times).to(dial.device))
+        effect, stray = progress(prediction, self.loss.eta)
+        self.log_dict({"loss": loss, "effect": effect, "stray": stray}, prog_bar=True, batch_size=len(batch.seeds))
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        assert self.adapter is not None
+        optimizer = self.optimizer(list(self.adapter.parameters()))
+        if self.lr_scheduler is None:
+            return optimizer
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"},
+        }
+
+    def slider(self) -> Slider:
+        """The slider as it is now, with what is known of it."""
+        assert self.adapter is not None
+        concept = self.concept_data.concept
+        known = describe(
+            concept=concept,
+            base_model=self.backbone.base_model,
+            fingerprint=self.backbone.fingerprint(),
+            rank=self.rank,
+            alpha=self.alpha,
+            targets=self.targets,
+            eta=self.loss.eta,
+            training={"steps": self.global_step, "seed": self.concept_data.seed, "signs": self.concept_data.signs},
+        )
+        return Slider(concept.name, self.adapter.update(), known | self.measured)
+
+    def detach_slider(self) -> None:
+        """Take the slider off the model, which is then the base again."""
+        if self.adapter is not None:
+            self.adapter.remove()
+            self.adapter = None
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        assert self.adapter is not None
+        checkpoint["state_dict"] = {}
+        checkpoint["slider"] = self.adapter.state()
+        checkpoint["states"] = self.states.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.configure_model()
+        assert self.adapter is not None
+        if "slider" not in checkpoint or len(checkpoint["slider"]) != len(list(self.adapter.parameters())):
+            raise SliderError("the checkpoint is of another kind of run: its slider does not fit this configuration")
+        self.adapter.load_state(checkpoint["slider"])
+        self.states.load_state_dict(checkpoint["states"])

@@ -1,0 +1,181 @@
+"""Where the states come from that a slider is trained on."""
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sliders.attach import Adapter
+from sliders.batch import TensorBatch, join, take
+from sliders.errors import SliderError
+from sliders.training.data import StepBatch
+from sliders.training.teacher import Teacher
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """States and what the frozen model says of them.
+
+    Args:
+        state: a row for each item of the step.
+        question: which of the teacher's questions each row asks, int64 ``[n]``.
+        base: the teacher's prediction of the target prompt, ``[n, ...]``.
+        direction: the direction to move it along, ``[n, ...]``.
+    """
+
+    state: TensorBatch
+    question: Tensor
+    base: Tensor
+    direction: Tensor
+
+    def rows(self, index: Tensor) -> "Lesson":
+        """The lesson of these rows."""
+        return Lesson(take(self.state, index), self.question[index], self.base[index], self.direction[index])
+
+
+class StateSource(ABC):
+    """Gives a lesson for every step.
+
+    What it draws is a function of the batch's seeds and of its own `state_dict`, so that a resumed run sees the same
+    lessons as one that was not interrupted.
+    """
+
+    @abstractmethod
+    def draw(self, teacher: Teacher, adapter: Adapter, batch: StepBatch) -> Lesson:
+        """A lesson with a row for each of the batch's items."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must hold."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027  (a source without state needs none)
+        """Take up what `state_dict` gave."""
+
+
+def _choose_question(teacher: Teacher, preserved: bool, rng: random.Random) -> int:
+    options = teacher.kept if preserved else teacher.moved
+    if not len(options):
+        raise SliderError("data.preserve_batch_size is above 0, but the concept has no prompts to preserve")
+    return int(options[rng.randrange(len(options))])
+
+
+class Rollout(StateSource):
+    """A fresh partial denoising in every step, with the slider on, as the paper has it.
+
+    Each item starts from its own noise and walks to a random depth; its state is scored at the timestep at which it
+    really is.
+
+    Args:
+        steps: of the full trajectory.
+        guidance: of the rollout.
+        signed: roll out at the dial's negative side for every second item; otherwise always at the positive side.
+    """
+
+    def __init__(self, steps: int = 50, guidance: float = 3.0, signed: bool = True) -> None:
+        self.steps, self.guidance, self.signed = steps, guidance, signed
+
+    @torch.no_grad()
+    def draw(self, teacher: Teacher, adapter: Adapter, batch: StepBatch) -> Lesson:
+        states, questions = [], []
+        for row, (seed, preserved) in enumerate(zip(batch.seeds, batch.preserved.tolist(), strict=True)):
+            rng = random.Random(seed)
+            question = torch.tensor([_choose_question(teacher, preserved, rng)])
+            sign = rng.choice((1, -1)) if self.signed else 1
+            depth = rng.randrange(self.steps)
+            with adapter.dial(sign * batch.magnitudes[row : row + 1]):
+                predict = teacher.follow(question, self.guidance)
+                path = teacher.backbone.trajectory(predict, teacher.backbone.start([seed]), self.steps)
+                states.append(next(state for k, state in enumerate(path) if k == depth))
+            teacher.evaluations += depth * (1 if self.guidance == 1 else 2)
+            questions.append(question)
+        state, question = join(states), torch.cat(questions)
+        return Lesson(state, question, *teacher.answer(state, question))
+
+
+@dataclass
+class _Contents:
+    """What a pool holds between two refreshes."""
+
+    lesson: Lesson
+    preserved: Tensor
+    made_at: int
+    adapter: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Pool(StateSource):
+    """Trajectories rolled out in one batch with the slider on at both signs; all their states are kept.
+
+    The teacher answers once for every state, when the pool is filled.  The pool is rolled out again at an interval,
+    since states of the base alone train a weaker dial than states that the slider itself leads to.  Half of the
+    trajectories, or a share like the preserved rows', run under prompts to preserve where there are any.
+
+    Args:
+        trajectories: rolled out together; pairs share their noise and differ in the dial's sign.
+        steps: of each trajectory; all of its states are kept.
+        refresh: training steps between two fillings.
+        guidance: of the rollout.
+        dial: largest magnitude of the dial during the rollout; each trajectory draws its own.
+        chunk: rows the teacher is asked about in one call.
+    """
+
+    def __init__(
+        self, trajectories: int = 16, steps: int = 12, refresh: int = 33, guidance: float = 1.0, dial: float = 1.0,
+        chunk: int = 64,
+    ) -> None:  # fmt: skip
+        if trajectories < 2 or steps < 1 or refresh < 1:
+            raise SliderError("Pool: trajectories must be at least 2, steps and refresh at least 1")
+        self.trajectories, self.steps, self.refresh = trajectories, steps, refresh
+        self.guidance, self.dial, self.chunk = guidance, dial, chunk
+        self._contents: _Contents | None = None
+        self._restored: tuple[int, dict[str, Tensor]] | None = None
+
+    @torch.no_grad()
+    def draw(self, teacher: Teacher, adapter: Adapter, batch: StepBatch) -> Lesson:
+        if self._restored is not None:  # after a resume: fill with the weights that the pool was filled with
+            made_at, weights = self._restored
+            now = adapter.state()
+            adapter.load_state(weights)
+            self._contents = self._fill(teacher, adapter, batch, made_at)
+            adapter.load_state(now)
+            self._restored = None
+        if self._contents is None or batch.step - self._contents.made_at >= self.refresh:
+            self._contents = self._fill(teacher, adapter, batch, batch.step)
+        index = []
+        for seed, preserved in zip(batch.seeds, batch.preserved.tolist(), strict=True):
+            fitting = (self._contents.preserved == preserved).nonzero()[:, 0]
+            index.append(fitting[random.Random(seed).randrange(len(fitting))])
+        return self._contents.lesson.rows(torch.stack(index))
+
+    def _fill(self, teacher: Teacher, adapter: Adapter, batch: StepBatch, step: int) -> _Contents:
+        rng = random.Random(f"{batch.seed}/pool/{step}")
+        any_kept = bool(batch.preserved.any())
+        questions, dials, seeds = [], [], []
+        for pair in range((self.trajectories + 1) // 2):
+            seed, magnitude = rng.randrange(2**31), rng.uniform(0, self.dial)
+            question = _choose_question(teacher, any_kept and pair % 2 == 1, rng)
+            questions += [question] * 2
+            dials += [magnitude, -magnitude]
+            seeds += [seed] * 2
+        question = torch.tensor(questions)
+        with adapter.dial(torch.tensor(dials)):
+            path = teacher.backbone.trajectory(
+                teacher.follow(question, self.guidance), teacher.backbone.start(seeds), self.steps
+            )
+            states = list(path)[:-1]
+        teacher.evaluations += len(seeds) * self.steps * (1 if self.guidance == 1 else 2)
+        state, question = join(states), question.repeat(self.steps)
+        lesson = Lesson(state, question, *teacher.answer(state, question, self.chunk))
+        return _Contents(lesson, torch.isin(question, teacher.kept), step, adapter.state())
+
+    def state_dict(self) -> dict[str, Any]:
+        if self._contents is None:
+            return {}
+        return {"made_at": self._contents.made_at, "adapter": self._contents.adapter}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if state:
+            self._restored = (state["made_at"], dict(state["adapter"]))
