@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from jsonargparse import auto_cli, lazy_instance
@@ -23,6 +24,8 @@ from sliders.evaluation.plots import dial_label, dose_response_figure, grid, sav
 from sliders.evaluation.report import STRIP_ROWS, evaluate_dial, heldout_prompts, write_report
 from sliders.evaluation.sampling import Sampling, Scene, sample, sample_oracle, scenes
 from sliders.formats import diffusers as slider_file
+
+T = TypeVar("T")
 
 AVATARS = Path("data/avatars")
 _BASE = lazy_instance(UNetBackbone, model=str(AVATARS / "model"))
@@ -47,9 +50,15 @@ def _load(files: Sequence[Path], backbone: AbstractBackbone, any_base: bool) -> 
     return loaded
 
 
-def _positions(sliders: Sequence[Slider], dials: Sequence[float]) -> dict[str, float]:
+def _listed(values: T | list[T] | None) -> list[T]:
+    return [] if values is None else values if isinstance(values, list) else [values]
+
+
+def _positions(sliders: Sequence[Slider], dial: float | list[float]) -> dict[str, float]:
+    """A position for every slider; one number turns them all."""
+    dials = dial if isinstance(dial, list) else [dial] * len(sliders)
     if len(dials) != len(sliders):
-        raise SliderError(f"--dials has {len(dials)} numbers for {len(sliders)} sliders; give one each")
+        raise SliderError(f"--dial has {len(dials)} numbers for {len(sliders)} sliders; give one each")
     return {slider.name: dial for slider, dial in zip(sliders, dials, strict=True)}
 
 
@@ -123,10 +132,10 @@ def preview(
 
 
 def generate(
-    prompts: list[str],
-    sliders: list[Path] | None = None,
-    dials: list[float] | None = None,
-    seeds: list[int] | None = None,
+    prompt: str | list[str],
+    slider: Path | list[Path] | None = None,
+    dial: float | list[float] = 1.0,
+    seed: int | list[int] = 0,
     backbone: AbstractBackbone = _BASE,
     sampling: Sampling | None = None,
     out: Path = Path("grid.png"),
@@ -135,27 +144,26 @@ def generate(
     """Make pictures with sliders at their dials, beside the base's of the same seeds.
 
     Args:
-        prompts: a row of the grid each.
-        sliders: slider files.
-        dials: a position for each slider; all 1 unless given.
-        seeds: of the noise; a pair of columns each.
+        prompt: one, or a list; a row of the grid each.
+        slider: a slider file, or a list; none shows the base alone.
+        dial: where to turn it; a list for several sliders.
+        seed: of the noise, one or a list; a pair of columns each.
         backbone: the model.
         sampling: steps, guidance, batch.
         out: the picture to write.
         any_base: load sliders that were made for another base.
     """
-    loaded = _load(sliders or [], backbone, any_base)
-    positions = _positions(loaded, dials if dials is not None else [1.0] * len(loaded))
-    seeds = seeds or [0, 1, 2, 3]
-    wanted = [Scene(prompt, seed) for seed in seeds for prompt in prompts]
-    base = sample(backbone, wanted, sampling).unflatten(0, (len(seeds), len(prompts)))
-    columns = [f"seed {seed}" for seed in seeds]
-    pictures = base
+    loaded = _load(_listed(slider), backbone, any_base)
+    positions = _positions(loaded, dial)
+    prompts, seeds = _listed(prompt), _listed(seed)
+    wanted = [Scene(text, number) for number in seeds for text in prompts]
+    pictures = sample(backbone, wanted, sampling).unflatten(0, (len(seeds), len(prompts)))
+    columns = [f"seed {number}" for number in seeds]
     if loaded:
         with attach(backbone, loaded, positions):
             turned = sample(backbone, wanted, sampling).unflatten(0, (len(seeds), len(prompts)))
-        pictures = torch.stack([base, turned], 1).flatten(0, 1)
-        columns = [label for seed in seeds for label in (f"{seed}: base", "turned")]
+        pictures = torch.stack([pictures, turned], 1).flatten(0, 1)
+        columns = [label for number in seeds for label in (f"seed {number}: base", "turned")]
     title = "  ".join(f"{name} {dial_label(p)}" for name, p in positions.items())
     out.parent.mkdir(parents=True, exist_ok=True)
     grid(pictures, columns, prompts, title).save(out)
@@ -212,26 +220,24 @@ def evaluate(
 
 
 def bake(
-    sliders: list[Path],
+    slider: Path | list[Path],
     out: Path,
-    dials: list[float] | None = None,
+    dial: float | list[float] = 1.0,
     backbone: AbstractBackbone = _BASE,
     any_base: bool = False,
 ) -> None:
     """Write a whole model with sliders merged into it; the dials are gone then.
 
     Args:
-        sliders: slider files.
+        slider: a slider file, or a list.
         out: folder of the new model.
-        dials: a position for each slider; all 1 unless given.
+        dial: where to merge it; a list for several sliders.
         backbone: the model.
         any_base: load sliders that were made for another base.
     """
-    loaded = _load(sliders, backbone, any_base)
-    positions = _positions(loaded, dials if dials is not None else [1.0] * len(loaded))
-    total = Translation({})
-    for slider in loaded:
-        total = total + slider.at(positions[slider.name])
+    loaded = _load(_listed(slider), backbone, any_base)
+    positions = _positions(loaded, dial)
+    total = sum((one.at(positions[one.name]) for one in loaded), Translation({}))
     with baked(backbone, total):
         backbone.export(out)
     _say(f"model   {out}")

@@ -44,7 +44,7 @@ class UNetBackbone(AbstractBackbone):
         if not Path(self.model).exists() and (self.model.startswith((".", "/")) or self.model.count("/") != 1):
             raise SliderError(f"no base model at {self.model}: give the folder of a diffusers pipeline or a hub name")
         try:
-            pipeline = DiffusionPipeline.from_pretrained(self.model, **self._unused()).to(torch.float32)
+            pipeline = DiffusionPipeline.from_pretrained(self.model, dtype=torch.float32, **self._unused())
         except (OSError, ValueError) as error:
             raise SliderError(f"cannot load the base model {self.model}: {error}") from error
         self.use(pipeline)

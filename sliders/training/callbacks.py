@@ -162,7 +162,7 @@ class FinalReport(L.Callback):
         for line in (
             f"slider   {file}",
             f"strip    {folder / 'strip.png'}",
-            f"turn it  sliders generate --sliders {file} --dials 1 --prompts {concept.target!r}",
+            f"turn it  sliders generate {concept.target!r} --slider {file} --dial 1",
             f"or       pipe.load_lora_weights({str(file)!r}, adapter_name={concept.name!r})",
             f"         pipe.set_adapters([{concept.name!r}], [1.0])",
         ):
