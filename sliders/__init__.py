@@ -1,9 +1,47 @@
-"""Concept sliders: low-rank updates of a frozen model with a dial, and their algebra."""
+"""Concept sliders: low-rank updates of a frozen model with a dial, and their algebra.
 
-from sliders.algebra.slider import Slider
-from sliders.attach import attach
-from sliders.concept import Concept
-from sliders.errors import SliderError
+The names below are imported when they are first asked for, so that `sliders.algebra` needs torch alone.
+"""
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sliders.algebra.slider import Slider
+    from sliders.attach import attach
+    from sliders.concept import Concept
+    from sliders.errors import SliderError
 
 __version__ = "0.1.0"
 __all__ = ["Concept", "Slider", "SliderError", "attach"]
+
+_HOMES = {
+    "Concept": "sliders.concept",
+    "Slider": "sliders.algebra.slider",
+    "SliderError": "sliders.errors",
+    "attach": "sliders.attach",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    def __setattr__(self, name: str, value: object) -> None:
+        """Keep `sliders.attach` the function: importing the file of that name would put the module in its place."""
+        if not (name == "attach" and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

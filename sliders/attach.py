@@ -75,9 +75,9 @@ class Dials:
     for each row of the batches that follow (a strip over the dial is then one batch).
     """
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str], device: torch.device | None = None) -> None:
         self.names = tuple(names)
-        self.values = torch.zeros(len(self.names), 1)
+        self.values = torch.zeros(len(self.names), 1, device=device)
         self.active = False
 
     def set(self, values: Mapping[str, float | Tensor]) -> None:
@@ -89,7 +89,7 @@ class Dials:
         if width not in (1, self.values.shape[1]):
             self.values = self.values[:, :1].repeat(1, width)
         for name, value in values.items():
-            self.values[self.names.index(name)] = torch.as_tensor(value, dtype=self.values.dtype)
+            self.values[self.names.index(name)] = torch.as_tensor(value).to(self.values)
         self.active = bool(self.values.any())
 
     @contextmanager
@@ -114,7 +114,7 @@ class _StackedUpdate:
         self.dials = dials
         down = torch.cat([update.A for _, update in parts]).to(weight)
         self.up = torch.cat([update.B for _, update in parts], 1).to(weight)
-        self.owner = torch.tensor([k for k, update in parts for _ in range(update.rank)])
+        self.owner = torch.tensor([k for k, update in parts for _ in range(update.rank)], device=weight.device)
         self.down = down if weight.dim() == 2 else down.view(-1, *weight.shape[1:])
 
     def __call__(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -147,7 +147,7 @@ def attach(model: nn.Module, sliders: Sequence[Slider], values: Mapping[str, flo
     names = [slider.name for slider in sliders]
     if twice := {name for name in names if names.count(name) > 1}:
         raise SliderError(f"two sliders are called {sorted(twice)[0]!r}; give them different names")
-    dials = Dials(names)
+    dials = Dials(names, next((p.device for p in model.parameters()), None))
     parts: dict[str, list[tuple[int, LowRank]]] = {}
     for index, slider in enumerate(sliders):
         for module, update in slider.update.items():
@@ -186,9 +186,10 @@ class Adapter:
             layer = model.get_submodule(name)
             assert isinstance(layer, LoraLayer)
             self._layers[name] = layer
-            layer.lora_A[_PEFT_NAME].float()
-            layer.lora_B[_PEFT_NAME].float()
-            layer.lora_B[_PEFT_NAME].register_forward_hook(self._scale)
+            factors: list[nn.Module] = [layer.lora_A[_PEFT_NAME], layer.lora_B[_PEFT_NAME]]  # pyright: ignore[reportAssignmentType]
+            for factor in factors:
+                factor.float()  # bfloat16 masters would lose small updates
+            factors[1].register_forward_hook(self._scale)
         self._enable(False)
 
     def _scale(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -211,7 +212,7 @@ class Adapter:
     @contextmanager
     def dial(self, positions: Tensor) -> Iterator[None]:
         """Run the model with the slider on, row ``i`` of each batch at ``positions[i]``."""
-        before, self._dial = self._dial, positions
+        before, self._dial = self._dial, positions.to(next(self.parameters()).device)
         self._enable(True)
         try:
             yield

@@ -33,7 +33,7 @@ def _first(rows: list[tuple[Tensor, ...]]) -> Tensor:
     return torch.stack([row[0] for row in rows])
 
 
-def _endless(data: list[Tensor], batch: int, steps: int) -> DataLoader[list[Tensor]]:
+def _endless(data: list[Tensor], batch: int, steps: int) -> DataLoader[tuple[Tensor, ...]]:
     dataset = TensorDataset(*data)
     sampler = RandomSampler(dataset, replacement=True, num_samples=steps * batch)
     collate = _first if len(data) == 1 else None
@@ -107,12 +107,14 @@ def diffusion(steps: int = 3500, batch: int = 32) -> None:
     if not latents_file.exists():
         autoencoder = AutoencoderKL.from_pretrained(CACHE / "vae" / "trained").eval()
         with torch.no_grad():
-            parts = [autoencoder.encode(x).latent_dist.mean for x in pictures("train").split(100)]
+            parts = [autoencoder.encode(x).latent_dist.mean for x in pictures("train").split(100)]  # pyright: ignore[reportAttributeAccessIssue]
         torch.save(torch.cat(parts) * autoencoder.config["scaling_factor"], latents_file)
     latents = torch.load(latents_file, weights_only=True)
     dataset = CaptionedLatents(latents, data.avatars, tokenizer)
     sampler = RandomSampler(dataset, replacement=True, num_samples=steps * batch)
     trainer, resume = _trainer("diffusion", steps, ema=0.999)
+    print("threads", torch.get_num_threads(), flush=True)
+    torch.set_num_threads(2)
     trainer.fit(
         DiffusionModule(tokenizer, total_steps=steps), DataLoader(dataset, batch, sampler=sampler), ckpt_path=resume
     )
@@ -135,7 +137,7 @@ def export(folder: Path = MODEL) -> None:
         text_encoder=module.text_encoder,
         tokenizer=tokenizer,
         unet=module.unet,
-        scheduler=module.scheduler,
+        scheduler=module.scheduler,  # pyright: ignore[reportArgumentType]
         safety_checker=None,  # pyright: ignore[reportArgumentType]
         feature_extractor=None,  # pyright: ignore[reportArgumentType]
         requires_safety_checker=False,
@@ -145,7 +147,7 @@ def export(folder: Path = MODEL) -> None:
 
 
 def prompts(count: int = 64) -> None:
-    """Write held-out prompts that leave one attribute open, `prompts/<attribute>.txt`."""
+    """Write held-out prompts: `<attribute>.txt` leave that attribute open, `sunglasses.txt` ask for them."""
     from data.avatars.attributes import VALUES, caption
 
     for attribute in ("expression", "glasses", "beard", "hair", "hair_color"):
@@ -158,6 +160,11 @@ def prompts(count: int = 64) -> None:
                 said = [name for name in said if name != "hair_color"]
             lines.append(caption(avatar, said))
         (HERE / "prompts" / f"{attribute}.txt").write_text("\n".join(lines[:count]) + "\n")
+    asking = [
+        caption({**avatar, "glasses": "sunglasses"}, [name for name in VALUES if name in named or name == "glasses"])
+        for _, avatar, named in corpus.heldout_captions(count)
+    ]
+    (HERE / "prompts" / "sunglasses.txt").write_text("\n".join(asking) + "\n")
 
 
 def everything() -> None:

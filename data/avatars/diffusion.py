@@ -40,7 +40,7 @@ def train_tokenizer(avatars: list[Avatar], folder: Path) -> CLIPTokenizer:
     vocabulary: dict[str, int] = model["vocab"]
     for letter in sorted(pre_tokenizers.ByteLevel.alphabet()):  # a single letter may end a word nobody trained on
         vocabulary.setdefault(letter + "</w>", len(vocabulary))
-    merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in model["merges"]]
+    merges: Any = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in model["merges"]]
     folder.mkdir(parents=True, exist_ok=True)
     clip = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=TOKENS, pad_token="<|endoftext|>")
     clip.save_pretrained(folder)
@@ -49,6 +49,7 @@ def train_tokenizer(avatars: list[Avatar], folder: Path) -> CLIPTokenizer:
 
 def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     """A CLIP text encoder of 3 layers and width 128."""
+    marks: dict[str, Any] = {f"{m}_token_id": getattr(tokenizer, f"{m}_token_id") for m in ("bos", "eos", "pad")}
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
@@ -58,9 +59,7 @@ def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
             num_attention_heads=4,
             max_position_embeddings=TOKENS,
             projection_dim=128,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
+            **marks,
         )
     )
 

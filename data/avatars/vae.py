@@ -11,17 +11,18 @@ from torch import Tensor
 
 def new_autoencoder() -> AutoencoderKL:
     """A small `AutoencoderKL` in the shape Stable Diffusion uses (factor 8), with 8 latent channels."""
+    shape: dict[str, Any] = {
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "block_out_channels": (16, 32, 64, 96),
+    }
     return AutoencoderKL(
-        in_channels=3,
-        out_channels=3,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(16, 32, 64, 96),
         layers_per_block=1,
         latent_channels=8,
         norm_num_groups=8,
         mid_block_add_attention=False,
         sample_size=64,
+        **shape,
     )
 
 

@@ -110,8 +110,8 @@ class Pool(StateSource):
     """Trajectories rolled out in one batch with the slider on at both signs; all their states are kept.
 
     The teacher answers once for every state, when the pool is filled.  The pool is rolled out again at an interval,
-    since states of the base alone train a weaker dial than states that the slider itself leads to.  Half of the
-    trajectories, or a share like the preserved rows', run under prompts to preserve where there are any.
+    since states of the base alone train a weaker dial than states that the slider itself leads to.  Where a step has
+    rows to preserve, every second pair of trajectories runs under a prompt to preserve.
 
     Args:
         trajectories: rolled out together; pairs share their noise and differ in the dial's sign.

@@ -1,0 +1,39 @@
+# Two commands do all the set-up: `make train` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CONFIG ?= configs/avatars/smile.yaml
+
+.DEFAULT_GOAL := help
+.PHONY: help install train test slow lint types check
+
+help:
+	@echo "make train   install into .venv and train a slider (CONFIG=$(CONFIG))"
+	@echo "make test    install into .venv and run the unit tests"
+	@echo "make slow    the tests that train or sample the embedded model"
+	@echo "make check   lint and types"
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+install: $(VENV)/.installed
+
+train: install
+	$(BIN)/python train.py --config $(CONFIG)
+
+test: install
+	$(BIN)/python -m pytest -m 'not slow'
+
+slow: install
+	$(BIN)/python -m pytest -m slow
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install
+	$(BIN)/pyright
+
+check: lint types
