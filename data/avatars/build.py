@@ -45,7 +45,7 @@ def _trainer(name: str, steps: int, ema: float | None = None, **kwargs: object) 
     keep = ModelCheckpoint(folder, filename="last", every_n_train_steps=200, save_top_k=1, enable_version_counter=False)
     callbacks: list[L.Callback] = [keep, TQDMProgressBar(refresh_rate=20)]
     if ema is not None:
-        callbacks.append(EMAWeightAveraging(decay=ema))
+        callbacks.append(EMAWeightAveraging(decay=ema, update_starting_at_step=steps // 2))
     trainer = L.Trainer(
         accelerator="cpu",
         max_steps=steps,
@@ -94,7 +94,7 @@ def judge(steps: int = 1500, batch: int = 64) -> None:
         print(f"{name:15s} {share:.4f}")
 
 
-def diffusion(steps: int = 3500, batch: int = 32) -> None:
+def diffusion(steps: int = 2500, batch: int = 32) -> None:
     """Train tokenizer, text encoder and UNet on the autoencoder's latents; about 50 minutes on two cores."""
     from diffusers import AutoencoderKL
 
@@ -112,9 +112,7 @@ def diffusion(steps: int = 3500, batch: int = 32) -> None:
     latents = torch.load(latents_file, weights_only=True)
     dataset = CaptionedLatents(latents, data.avatars, tokenizer)
     sampler = RandomSampler(dataset, replacement=True, num_samples=steps * batch)
-    trainer, resume = _trainer("diffusion", steps, ema=0.999)
-    print("threads", torch.get_num_threads(), flush=True)
-    torch.set_num_threads(2)
+    trainer, resume = _trainer("diffusion", steps, ema=0.998)
     trainer.fit(
         DiffusionModule(tokenizer, total_steps=steps), DataLoader(dataset, batch, sampler=sampler), ckpt_path=resume
     )

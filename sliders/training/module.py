@@ -1,5 +1,6 @@
 """The one training loop, for every model family, loss and source of states."""
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -59,6 +60,7 @@ class SliderModule(L.LightningModule):
         self.teacher: Teacher | None = None
         self.measured: dict[str, str] = {}
         self.strict_loading = False
+        self._began, self._seconds = 0.0, 0.0  # of this process's training, pictures of probes included
 
     def configure_model(self) -> None:
         if self.adapter is None:
@@ -78,6 +80,7 @@ class SliderModule(L.LightningModule):
 
     def on_fit_start(self) -> None:
         self.backbone.eval()
+        self._began = time.monotonic()
         assert self.adapter is not None
         self.teacher = Teacher(self.backbone, self.concept_data.concept, self.adapter)
 
@@ -97,6 +100,7 @@ class SliderModule(L.LightningModule):
         loss = self.preservation(self.loss(prediction), batch.preserved.repeat(times).to(dial.device))
         effect, stray = progress(prediction, self.loss.eta)
         self.log_dict({"loss": loss, "effect": effect, "stray": stray}, prog_bar=True, batch_size=len(batch.seeds))
+        self._seconds = time.monotonic() - self._began
         return loss
 
     def configure_optimizers(self) -> Any:
@@ -121,7 +125,13 @@ class SliderModule(L.LightningModule):
             alpha=self.alpha,
             targets=self.targets,
             eta=self.loss.eta,
-            training={"steps": self.global_step, "seed": self.concept_data.seed, "signs": self.concept_data.signs},
+            training={
+                "steps": self.global_step,
+                "seconds": round(self._seconds, 1),
+                "teacher_evaluations": self.teacher.evaluations if self.teacher else 0,
+                "seed": self.concept_data.seed,
+                "signs": self.concept_data.signs,
+            },
         )
         return Slider(concept.name, self.adapter.update(), known | self.measured)
 

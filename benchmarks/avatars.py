@@ -1,0 +1,99 @@
+"""Train and measure every concept of the embedded model: `python -m benchmarks.avatars`.
+
+For each config in `configs/avatars/` it trains the slider (a run that is already there is kept), measures it and its
+training-free oracle on the same held-out scenes, and writes `docs/avatars.md` with the strips beside it.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import auto_cli
+from PIL import Image
+
+from sliders.attach import attach
+from sliders.backbones.unet import UNetBackbone
+from sliders.evaluation.dose import DoseResponse, dose_response
+from sliders.evaluation.judge import AttributeJudge
+from sliders.evaluation.plots import dose_response_figure, save_figure
+from sliders.evaluation.report import Evaluation, evaluate_dial, write_report
+from sliders.evaluation.sampling import Sampling, sample_oracle
+from sliders.formats import diffusers as slider_file
+
+CONCEPTS = ("smile", "surprise", "glasses", "beard", "hair_length", "hair_darkness")
+DIALS = (-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0)
+ORACLE_DIALS = (-2.0, -1.0, 0.0, 1.0, 2.0)
+MODEL, JUDGE = Path("data/avatars/model"), Path("data/avatars/judge.safetensors")
+
+
+def train(name: str, runs: Path) -> Path:
+    """The run folder of a config, trained if it is not there."""
+    folder = runs / name
+    if not (folder / "metrics.json").exists():
+        command = [sys.executable, "train.py", "--config", f"configs/avatars/{name}.yaml", "--runs", str(runs)]
+        subprocess.run(command, check=True)
+    return folder
+
+
+def row(name: str, eta: float, training: dict[str, Any], slider: DoseResponse, oracle: DoseResponse) -> str:
+    """A line of the table."""
+
+    def means(dose: DoseResponse) -> str:
+        return " ".join(f"{dose.response[dose.at(d)]:.2f}" for d in ORACLE_DIALS)
+
+    def drift(dose: DoseResponse) -> str:
+        at = {d: max(dose.drift[dose.at(s * d)].change for s in (1, -1)) for d in (1.0, 2.0)}
+        return f"{at[1.0]:.2f}, {at[2.0]:.2f}"
+
+    measured = f"{slider.attribute} = {slider.value}"
+    cells = [name, measured, f"{eta:g}", f"{training['seconds']:.0f} s", means(slider), means(oracle)]
+    return "| " + " | ".join([*cells, drift(slider), drift(oracle), f"{slider.spearman:.2f}"]) + " |"
+
+
+def main(
+    runs: Path = Path("runs"), out: Path = Path("docs"), pictures: int = 64, oracle_pictures: int = 64, steps: int = 15
+) -> None:
+    """Measure all concepts.
+
+    Args:
+        runs: where the runs are, or are made.
+        out: where `avatars.md` and the pictures go.
+        pictures: held-out scenes at each dial.
+        oracle_pictures: the same for the oracle.
+        steps: of sampling, at guidance 4.
+    """
+    backbone, judge, how = UNetBackbone(str(MODEL)), AttributeJudge.load(JUDGE), Sampling(steps=steps)
+    backbone.load()
+    lines: list[str] = []
+    for name in CONCEPTS:
+        folder = train(name, runs)
+        slider = slider_file.load(folder / f"{name}.safetensors")
+        concept, eta = slider_file.concept_of(slider), float(slider.metadata["sliders.eta"])
+        training = json.loads(slider.metadata["sliders.training"])
+        evaluation_folder = folder / "evaluation"
+        with attach(backbone, [slider]) as dials:
+            evaluation: Evaluation = evaluate_dial(
+                backbone, lambda v, d=dials, n=name: d.turned({n: v}), concept, judge, eta, DIALS, pictures, how
+            )
+        assert evaluation.dose is not None
+        assert concept.measure is not None
+        made = sample_oracle(backbone, concept, eta, evaluation.wanted[:oracle_pictures], ORACLE_DIALS, how)
+        oracle = dose_response(judge, concept.measure, made, ORACLE_DIALS)
+        write_report(evaluation, evaluation_folder, name)
+        (evaluation_folder / "oracle.json").write_text(json.dumps(oracle.to_dict(), indent=1))
+        figure = dose_response_figure(name, {"slider": evaluation.dose, "oracle": oracle})
+        save_figure(figure, evaluation_folder / "dose_response.png")
+        for picture in ("strip", "dose_response"):
+            Image.open(evaluation_folder / f"{picture}.png").quantize(128).save(out / f"{name}_{picture}.png")
+        lines.append(row(name, eta, training, evaluation.dose, oracle))
+        print(lines[-1], flush=True)
+    header = "| concept | measured | η | training | slider at −2 −1 0 1 2 | oracle at −2 −1 0 1 2 "
+    header += "| slider's worst drift at ±1, ±2 | oracle's | Spearman over 9 dials |"
+    table = "\n".join([header, "|---" * 9 + "|", *lines])
+    (out / "avatars_table.md").write_text(table + "\n")
+
+
+if __name__ == "__main__":
+    auto_cli(main, as_positional=False)
