@@ -5,11 +5,13 @@ Every argument of the model, the data and the trainer is a flag and a key of the
 
 import sys
 
+from sliders.console import hush_libraries
 from sliders.errors import SliderError
 from sliders.training.cli import SliderCLI
 
 
 def main() -> None:
+    hush_libraries()
     try:
         SliderCLI().fit()
     except SliderError as error:

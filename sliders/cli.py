@@ -8,7 +8,6 @@ from typing import TypeVar
 
 import torch
 from jsonargparse import auto_cli, lazy_instance
-from rich.console import Console
 from rich.table import Table
 
 from sliders.algebra.edit import Translation
@@ -17,6 +16,7 @@ from sliders.attach import attach, baked
 from sliders.backbones.base import AbstractBackbone
 from sliders.backbones.unet import UNetBackbone
 from sliders.concept import Concept
+from sliders.console import hush_libraries, say
 from sliders.errors import SliderError
 from sliders.evaluation.dose import DoseResponse, dose_response
 from sliders.evaluation.judge import AttributeJudge
@@ -33,12 +33,6 @@ _JUDGE = AVATARS / "judge.safetensors"
 
 # What a dial may move beside its concept, in mean probability of any other attribute: at the dial's ends, and at twice.
 DRIFT_AT_1, DRIFT_AT_2 = 0.08, 0.12
-
-
-def _say(*lines: object) -> None:
-    console = Console()
-    for line in lines:
-        console.print(line, soft_wrap=True, highlight=False)
 
 
 def _load(files: Sequence[Path], backbone: AbstractBackbone, any_base: bool) -> list[Slider]:
@@ -126,9 +120,9 @@ def preview(
             other = f"{drift.attribute} = {drift.value}" if drift.attribute else ""
             table.add_row(dial_label(amount), f"{mean:.2f} ± {error:.2f}", f"{drift.change:.3f}", other)
         eta, reason = suggest_eta(both, dose)
-        _say(table, f"suggested eta: {'none' if eta is None else f'{eta:g}'} ({reason})")
+        say(table, f"suggested eta: {'none' if eta is None else f'{eta:g}'} ({reason})")
         save_figure(dose_response_figure(f"{what.name}: the oracle", {"oracle": dose}), out / "dose_response.png")
-    _say(f"strip   {out / 'strip.png'}")
+    say(f"strip   {out / 'strip.png'}")
 
 
 def generate(
@@ -167,7 +161,7 @@ def generate(
     title = "  ".join(f"{name} {dial_label(p)}" for name, p in positions.items())
     out.parent.mkdir(parents=True, exist_ok=True)
     grid(pictures, columns, prompts, title).save(out)
-    _say(f"grid    {out}")
+    say(f"grid    {out}")
 
 
 def evaluate(
@@ -216,7 +210,7 @@ def evaluate(
         )
     out = out or slider.parent / "evaluation"
     write_report(evaluation, out, loaded.name)
-    _say(*([evaluation.table()] if evaluation.dose else []), f"report  {out}")
+    say(*([evaluation.table()] if evaluation.dose else []), f"report  {out}")
 
 
 def bake(
@@ -240,12 +234,13 @@ def bake(
     total = sum((one.at(positions[one.name]) for one in loaded), Translation({}))
     with baked(backbone, total):
         backbone.export(out)
-    _say(f"model   {out}")
+    say(f"model   {out}")
 
 
 def main() -> None:
     """Entry point of the `sliders` command."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    hush_libraries()
     try:
         auto_cli([preview, generate, evaluate, bake], as_positional=True)
     except SliderError as error:

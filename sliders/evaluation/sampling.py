@@ -26,7 +26,7 @@ class Sampling:
         batch: pictures made together.
     """
 
-    steps: int = 25
+    steps: int = 15
     guidance: float = 4.0
     batch: int = 48
 

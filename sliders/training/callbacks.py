@@ -8,9 +8,9 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
-from rich.console import Console
 
 from sliders.attach import baked
+from sliders.console import say
 from sliders.errors import SliderError
 from sliders.evaluation.dose import dose_response
 from sliders.evaluation.judge import AttributeJudge
@@ -155,18 +155,14 @@ class FinalReport(L.Callback):
         write_report(evaluation, folder)
         pl_module.measured = evaluation.summary()
         file = write_slider(trainer, pl_module)
-        console = Console()
-        console.print()
-        if evaluation.dose is not None:
-            console.print(evaluation.table())
-        for line in (
+        say("", *([evaluation.table()] if evaluation.dose else []))
+        say(
             f"slider   {file}",
             f"strip    {folder / 'strip.png'}",
             f"turn it  sliders generate {concept.target!r} --slider {file} --dial 1",
             f"or       pipe.load_lora_weights({str(file)!r}, adapter_name={concept.name!r})",
             f"         pipe.set_adapters([{concept.name!r}], [1.0])",
-        ):
-            console.print(line, soft_wrap=True, highlight=False, markup=False)
+        )
 
 
 class BakeModel(L.Callback):
@@ -188,4 +184,4 @@ class BakeModel(L.Callback):
         folder = run_folder(trainer) / "model"
         with baked(pl_module.backbone, edit):
             pl_module.backbone.export(folder)
-        Console().print(f"model    {folder} (the slider merged at {self.dial:g})", soft_wrap=True, highlight=False)
+        say(f"model    {folder} (the slider merged at {self.dial:g})")

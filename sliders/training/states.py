@@ -123,7 +123,7 @@ class Pool(StateSource):
     """
 
     def __init__(
-        self, trajectories: int = 16, steps: int = 12, refresh: int = 33, guidance: float = 1.0, dial: float = 1.0,
+        self, trajectories: int = 16, steps: int = 12, refresh: int = 34, guidance: float = 1.0, dial: float = 1.0,
         chunk: int = 64,
     ) -> None:  # fmt: skip
         if trajectories < 2 or steps < 1 or refresh < 1:

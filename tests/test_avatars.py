@@ -1,0 +1,185 @@
+"""The main job on the embedded model: a slider that works, measured, and used in plain diffusers."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from sliders.algebra.edit import Translation
+from sliders.algebra.lowrank import LowRank
+from sliders.algebra.slider import Slider
+from sliders.attach import attach
+from sliders.backbones.unet import UNetBackbone
+from sliders.concept import Concept
+from sliders.evaluation.dose import DoseResponse, dose_response
+from sliders.evaluation.judge import AttributeJudge
+from sliders.evaluation.report import read_prompts
+from sliders.evaluation.sampling import Sampling, Scene, sample, sample_dial, scenes
+from sliders.formats import diffusers as slider_file
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[1]
+MODEL, JUDGE = ROOT / "data/avatars/model", ROOT / "data/avatars/judge.safetensors"
+CONCEPT = ROOT / "data/avatars/concepts/smile.yaml"
+
+CLIENT = """
+import json, sys
+import torch
+from diffusers import StableDiffusionPipeline
+model, file, out = sys.argv[1:]
+pipe = StableDiffusionPipeline.from_pretrained(model, dtype=torch.float32)
+pipe.set_progress_bar_config(disable=True)
+def pictures():
+    seeds = [torch.Generator().manual_seed(s) for s in (1, 2)]
+    return pipe(["a person", "a person, with long hair"], generator=seeds, guidance_scale=4.0,
+                num_inference_steps=8, output_type="pt").images
+made = {"base": pictures()}
+pipe.load_lora_weights(file, adapter_name="smile")
+for dial in (-1.0, 1.5):
+    pipe.set_adapters(["smile"], [dial])
+    made[str(dial)] = pictures()
+assert not any(name.split(".")[0] == "sliders" for name in sys.modules)
+torch.save(made, out)
+"""
+
+
+@pytest.fixture(scope="module")
+def backbone() -> UNetBackbone:
+    """The embedded model."""
+    made = UNetBackbone(str(MODEL))
+    made.load()
+    return made
+
+
+@pytest.fixture(scope="module")
+def judge() -> AttributeJudge:
+    """The embedded judge."""
+    return AttributeJudge.load(JUDGE)
+
+
+def train(config: str, runs: Path) -> Path:
+    """Run `train.py` as a user does; gives the run folder."""
+    command = [sys.executable, "train.py", "--config", f"configs/avatars/{config}.yaml", "--runs", str(runs)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    folder = runs / config
+    assert str(folder / f"{config}.safetensors") in done.stdout
+    assert str(folder / "strip.png") in done.stdout
+    return folder
+
+
+@pytest.fixture(scope="module")
+def smile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of the default config."""
+    return train("smile", tmp_path_factory.mktemp("runs"))
+
+
+def test_the_model_follows_its_captions(backbone: UNetBackbone, judge: AttributeJudge) -> None:
+    """The control for everything below: a named expression is in the picture, an unnamed one need not be."""
+    expressions = judge.values["expression"]
+    wanted = [Scene(f"a {e} person".replace("a angry", "an angry"), s) for e in expressions for s in range(16)]
+    read = judge.probabilities(sample(backbone, wanted))["expression"].argmax(-1)
+    asked = torch.arange(len(expressions)).repeat_interleave(16)
+    assert (read == asked).float().mean() >= 0.8
+
+
+def test_a_run_leaves_what_it_says(smile: Path) -> None:
+    """Everything of the run folder is there and readable."""
+    for name in ("smile.safetensors", "strip.png", "dose_response.png", "metrics.json", "config.yaml"):
+        assert (smile / name).stat().st_size > 0, name
+    assert list((smile / "checkpoints").glob("*.ckpt"))
+    assert json.loads((smile / "metrics.json").read_text())["slider"]["attribute"] == "expression"
+
+
+def measure(backbone: UNetBackbone, judge: AttributeJudge, slider: Slider, dials: list[float]) -> DoseResponse:
+    """The slider's dose-response on 64 held-out scenes."""
+    concept = Concept.load(CONCEPT)
+    assert concept.measure is not None
+    wanted = scenes(read_prompts(ROOT / concept.measure.prompts), 64)
+    with attach(backbone, [slider]) as attached:
+        pictures = sample_dial(backbone, lambda v: attached.turned({slider.name: v}), wanted, dials)
+    return dose_response(judge, concept.measure, pictures, dials)
+
+
+def test_the_smile_dial(smile: Path, backbone: UNetBackbone, judge: AttributeJudge) -> None:
+    """P(happy) rises with the dial and little else moves."""
+    dials = [-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0]
+    dose = measure(backbone, judge, slider_file.load(smile / "smile.safetensors"), dials)
+    response = dict(zip(dials, dose.response, strict=True))
+    drift = dict(zip(dials, dose.drift, strict=True))
+    assert dose.spearman >= 0.9
+    assert response[-2.0] <= 0.05
+    assert response[1.0] >= 0.6
+    assert response[2.0] >= 0.9
+    assert max(drift[1.0].change, drift[-1.0].change) <= 0.08, drift
+    assert max(drift[2.0].change, drift[-2.0].change) <= 0.12, drift
+
+
+def test_a_random_slider_of_the_same_norm_does_nothing(
+    smile: Path, backbone: UNetBackbone, judge: AttributeJudge
+) -> None:
+    """The control: it is the direction that matters, not the size."""
+    trained = slider_file.load(smile / "smile.safetensors")
+    generator = torch.Generator().manual_seed(0)
+    updates: dict[str, LowRank] = {}
+    for name, update in trained.update.items():
+        random = LowRank(
+            torch.randn(update.B.shape, generator=generator),
+            torch.randn(update.A.shape, generator=generator),
+            update.shape,
+        )
+        updates[name] = random * float(update.norm() / random.norm())
+    control = Slider("random", Translation(updates))
+    assert control.update.norm() == pytest.approx(trained.update.norm(), rel=1e-3)
+    dose = measure(backbone, judge, control, [-1.0, 0.0, 1.0])
+    assert max(abs(r - dose.response[1]) for r in dose.response) < 0.1
+
+
+def test_plain_diffusers_shows_the_same_pictures(smile: Path, backbone: UNetBackbone, tmp_path: Path) -> None:
+    """A process that never imports this package loads the file and turns the dial."""
+    file = smile / "smile.safetensors"
+    out = tmp_path / "pictures.pt"
+    subprocess.run([sys.executable, "-c", CLIENT, str(MODEL), str(file), str(out)], cwd=tmp_path, check=True)
+    theirs = torch.load(out, weights_only=True)
+    wanted = [Scene("a person", 1), Scene("a person, with long hair", 2)]
+    how = Sampling(steps=8, guidance=4.0)
+    base = sample(backbone, wanted, how)
+    assert ((base + 1) / 2 - theirs["base"]).abs().max() <= 1e-4
+    with attach(backbone, [slider_file.load(file)]) as dials:
+        assert torch.equal(sample(backbone, wanted, how), base)
+        for dial in (-1.0, 1.5):
+            dials.set({"smile": dial})
+            ours = sample(backbone, wanted, how)
+            assert ((ours + 1) / 2 - theirs[str(dial)]).abs().max() <= 1e-4
+            assert (ours - base).abs().max() > 0.1
+    assert torch.equal(sample(backbone, wanted, how), base)
+
+
+def test_erasing(tmp_path: Path, backbone: UNetBackbone, judge: AttributeJudge) -> None:
+    """Sunglasses do not come any more when they are asked for; what else is asked for still does."""
+    model = train("erase_sunglasses", tmp_path) / "model"
+    erased = UNetBackbone(str(model))
+    erased.load()
+    assert erased.fingerprint() != backbone.fingerprint()
+    asking = read_prompts(ROOT / "data/avatars/prompts/sunglasses.txt")
+    column = judge.column("glasses", "sunglasses")
+
+    def rate(which: UNetBackbone) -> float:
+        read = judge.probabilities(sample(which, scenes(asking, 64)))["glasses"].argmax(-1)
+        return (read == column).float().mean().item()
+
+    assert rate(backbone) >= 0.9
+    assert rate(erased) <= 0.15
+    others = {"glasses": "wearing glasses", "beard": "with a beard"}
+    for attribute, words in others.items():
+        value = judge.column(attribute, attribute)
+        wanted = [Scene(f"a person, {words}", 100 + s) for s in range(48)]
+        rates = [
+            (judge.probabilities(sample(which, wanted))[attribute].argmax(-1) == value).float().mean().item()
+            for which in (backbone, erased)
+        ]
+        assert abs(rates[0] - rates[1]) <= 0.1, (attribute, rates)
