@@ -1,6 +1,8 @@
 """Short trainings of a tiny model, and counters of what they do."""
 
+import copy
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,20 @@ def count_rows(model: AbstractBackbone, monkeypatch: pytest.MonkeyPatch) -> list
     return counts
 
 
+@cache
+def _read(base: Path) -> UNetBackbone:
+    model = UNetBackbone(str(base))
+    model.load()
+    return model
+
+
+def loaded(base: Path) -> UNetBackbone:
+    """A model of its own, without reading the folder again."""
+    model = UNetBackbone(str(base))
+    model.use(copy.deepcopy(_read(base).pipeline))
+    return model
+
+
 class Curve(L.Callback):
     """Keeps what was logged at every step."""
 
@@ -82,7 +98,7 @@ def module(
 ) -> SliderModule:
     """A training of the tiny model."""
     return SliderModule(
-        backbone=backbone or UNetBackbone(str(base)),
+        backbone=backbone or loaded(base),
         loss=ErasureLoss(eta=2.0),
         states=states or Pool(trajectories=4, steps=3, refresh=3),
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0),

@@ -98,8 +98,7 @@ class TestLearning:
 
     def test_the_slider_says_what_it_is(self, learnt: Learnt, base: Path) -> None:
         model = learnt.module
-        slider, fresh = model.slider(), UNetBackbone(str(base))
-        fresh.load()
+        slider, fresh = model.slider(), runs.loaded(base)
         assert slider.name == "happy"
         assert slider.metadata["sliders.base_model"] == str(base)
         assert slider.metadata["sliders.base_fingerprint"] == model.backbone.fingerprint()
@@ -130,8 +129,7 @@ def test_every_family_trains_in_the_same_way(kind: str, tmp_path: Path) -> None:
 )
 def test_every_target_group_trains(base: Path, tmp_path: Path, targets: list[str]) -> None:
     """After the second step, the first that has a gradient on both factors, every layer has moved."""
-    backbone = UNetBackbone(str(base))
-    backbone.load()
+    backbone = runs.loaded(base)
     names = backbone.select_targets(targets)
     model = runs.module(base, targets=targets, backbone=backbone)
     runs.fit(model, tmp_path, 2)
@@ -152,9 +150,9 @@ def test_one_sign_is_an_erasure(base: Path, tmp_path: Path, signs: list[int]) ->
             pl_module.loss.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].dial))
 
     model, curve = runs.module(base), runs.Curve()
-    runs.fit(model, tmp_path, 20, callbacks=[curve, Dials()], data={"signs": signs, "magnitude": (1.0, 1.0)})
+    runs.fit(model, tmp_path, 12, callbacks=[curve, Dials()], data={"signs": signs, "magnitude": (1.0, 1.0)})
     assert {float(d) for dial in seen for d in dial} == {float(signs[0])}
-    assert sum(curve.values["effect"][-3:]) > 0.5
+    assert sum(curve.values["effect"][-3:]) / 3 > 0.2
 
 
 def test_both_signs_are_in_every_step(base: Path, tmp_path: Path) -> None:

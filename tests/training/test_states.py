@@ -68,7 +68,7 @@ class TestEverySource:
         self, source: StateSource, teacher: Teacher, adapter: Adapter
     ) -> None:
         questions: dict[bool, set[int]] = {True: set(), False: set()}
-        for step in range(6):
+        for step in range(0, 15, 3):
             seeds = [100 * step + s for s in SEEDS]
             lesson = source.draw(teacher, adapter, runs.batch(seeds, PRESERVED, step))
             for question, direction, preserved in zip(
@@ -85,13 +85,13 @@ class TestEverySource:
     ) -> None:
         """One for each row that the model is asked about, and none besides."""
         counts = runs.count_rows(teacher.backbone, monkeypatch)
-        for step in range(5):
+        for step in (0, 1, 3):
             source.draw(teacher, adapter, runs.batch(SEEDS, PRESERVED, step))
             assert sum(counts) == teacher.evaluations > 0
 
     def test_the_same_run_sees_the_same_lessons(self, source: StateSource, teacher: Teacher, adapter: Adapter) -> None:
         again = type(source)(**{k: v for k, v in vars(source).items() if not k.startswith("_")})
-        for step in range(4):
+        for step in (0, 3):
             items = runs.batch([s + step for s in SEEDS], PRESERVED, step)
             torch.manual_seed(step)
             one = source.draw(teacher, adapter, items)
@@ -153,7 +153,7 @@ class TestRollout:
 
     def test_all_depths_and_both_signs(self, shared: AbstractBackbone, adapter: Adapter) -> None:
         """A state of depth k is k steps from its noise, at its own magnitude and sign."""
-        teacher, steps, seeds = Teacher(shared, runs.HAPPY, adapter), 3, list(range(20))
+        teacher, steps, seeds = Teacher(shared, runs.HAPPY, adapter), 2, list(range(12))
         items = runs.batch(seeds)
         lesson = Rollout(steps=steps, guidance=1.0).draw(teacher, adapter, items)
         prompt, found = shared.encode(["a person"]), []
@@ -166,7 +166,7 @@ class TestRollout:
                         if torch.equal(state["timestep"], mine["timestep"]):
                             close = torch.allclose(state["latents"], mine["latents"], rtol=1e-4, atol=1e-4)
                             found += [(row, depth, sign)] * close
-        assert {row for row, _, _ in found} == set(range(20))
+        assert {row for row, _, _ in found} == set(range(12))
         assert {(depth, sign) for _, depth, sign in found} == {(d, s) for d in range(steps) for s in (1, -1)}
 
     def test_unsigned_has_the_positive_side_alone(self, shared: AbstractBackbone, adapter: Adapter) -> None:

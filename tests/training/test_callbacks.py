@@ -1,0 +1,126 @@
+"""What a run shows while it goes and leaves when it ends."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+
+from sliders.backbones.unet import UNetBackbone
+from sliders.concept import Concept, Measure
+from sliders.errors import SliderError
+from sliders.evaluation.judge import AttributeJudge
+from sliders.evaluation.sampling import Sampling
+from sliders.formats import diffusers as slider_file
+from sliders.training.callbacks import BakeModel, FinalReport, Probe, SliderWriter
+from sliders.training.data import ConceptData
+from tests.training import runs
+
+QUICK = Sampling(steps=2, guidance=2.0)
+
+
+@pytest.fixture
+def concept(tmp_path: Path) -> Concept:
+    """One that can be measured."""
+    (tmp_path / "prompts.txt").write_text("a person\na dog\n")
+    measure = Measure("mood", "happy", tmp_path / "prompts.txt")
+    return Concept("happy", "a person", ["a happy person"], ["a sad person"], measure=measure)
+
+
+@pytest.fixture
+def judge(tmp_path: Path) -> Path:
+    """The file of a random judge."""
+    torch.manual_seed(0)
+    AttributeJudge({"mood": ["sad", "happy"], "hat": ["no", "yes"]}, width=8).save(tmp_path / "judge.safetensors")
+    return tmp_path / "judge.safetensors"
+
+
+def test_the_slider_is_written_at_the_interval_and_at_the_end(base: Path, tmp_path: Path) -> None:
+    """Under the concept's name, from the first writing on a whole file."""
+    file, norms = tmp_path / "happy.safetensors", []
+
+    class Look(L.Callback):
+        def on_train_batch_end(
+            self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        ) -> None:
+            norms.append(slider_file.load(file).update.norm() if file.exists() else None)
+
+    model = runs.module(base)
+    runs.fit(model, tmp_path, 5, callbacks=[SliderWriter(every=2), Look()])
+    assert norms[0] is None
+    assert norms[1] == norms[2] != norms[3] == norms[4]
+    written = slider_file.load(file)
+    assert written.update.norm() == pytest.approx(model.slider().update.norm())
+    assert json.loads(written.metadata["sliders.training"])["steps"] == 5
+
+
+def test_a_probe_says_early_whether_the_concept_moves(
+    base: Path, tmp_path: Path, concept: Concept, judge: Path
+) -> None:
+    curve = runs.Curve()
+    probe = Probe(judge, every=2, pictures=2, sampling=QUICK)
+    runs.fit(runs.module(base), tmp_path, 4, concept=concept, callbacks=[probe, curve])
+    assert len(curve.values["probe_effect"]) >= 2
+    assert all(value >= 0 for value in curve.values["probe_drift"])
+    assert any(value != 0 for value in curve.values["probe_effect"])
+
+
+def test_a_probe_changes_nothing_in_the_training(base: Path, tmp_path: Path, concept: Concept, judge: Path) -> None:
+    probe = Probe(judge, every=1, pictures=2, sampling=QUICK)
+    with_probe = runs.fit(runs.module(base), tmp_path, 3, concept=concept, callbacks=[probe])
+    assert runs.equal(with_probe, runs.fit(runs.module(base), tmp_path, 3, concept=concept))
+
+
+def test_a_final_report_measures_what_the_file_then_says(
+    base: Path, tmp_path: Path, concept: Concept, judge: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = FinalReport(judge, dials=[-1, 0, 1], pictures=2, sampling=QUICK, oracle=True)
+    runs.fit(runs.module(base), tmp_path, 2, concept=concept, callbacks=[report])
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    written = json.loads(slider_file.load(tmp_path / "happy.safetensors").metadata["sliders.effect"])
+    assert list(written["mean"].values()) == pytest.approx(metrics["slider"]["response"], abs=1e-3)
+    assert metrics["dials"] == [-1, 0, 1]
+    assert metrics["oracle"] is not None
+    assert (tmp_path / "strip.png").stat().st_size > 1000
+    assert (tmp_path / "dose_response.png").stat().st_size > 1000
+    said = capsys.readouterr().out
+    assert str(tmp_path / "happy.safetensors") in said
+    assert "load_lora_weights" in said
+
+
+@pytest.mark.parametrize("callback", [Probe, FinalReport])
+def test_a_missing_judge_is_known_before_the_training(
+    base: Path, tmp_path: Path, callback: type[Probe] | type[FinalReport]
+) -> None:
+    """Not even the model is loaded."""
+    curve = runs.Curve()
+    with pytest.raises(SliderError, match="nowhere"):
+        runs.fit(runs.module(base), tmp_path, 2, callbacks=[callback(tmp_path / "nowhere"), curve])
+    assert not curve.values
+
+
+def test_dials_without_the_base_are_an_error() -> None:
+    with pytest.raises(SliderError, match="dials"):
+        FinalReport(dials=[-1, 1])
+
+
+@pytest.mark.parametrize("dial", [1.0, -2.0])
+def test_a_baked_model_has_the_slider_in_its_weights(base: Path, tmp_path: Path, dial: float) -> None:
+    """And is a model of its own library; the base in memory is what it was."""
+    model = runs.module(base, targets=["xattn", "text-encoder"])
+    train = runs.trainer(tmp_path, 2, [SliderWriter(), BakeModel(dial)])
+    train.fit(model, datamodule=ConceptData(runs.HAPPY, batch_size=2))
+    assert model.adapter is None
+    slider = slider_file.load(tmp_path / "happy.safetensors")
+    baked, fresh = UNetBackbone(str(tmp_path / "model")), runs.loaded(base)
+    baked.load()
+    for name, weight in fresh.state_dict().items():
+        module = name.removesuffix(".weight")
+        wanted = slider.at(dial).apply(module, weight) if module in slider.update and name != module else weight
+        torch.testing.assert_close(baked.state_dict()[name], wanted, msg=name)
+        assert torch.equal(model.backbone.state_dict()[name], weight), name
+    assert baked.fingerprint() != fresh.fingerprint()
+    DiffusionPipeline.from_pretrained(tmp_path / "model")
