@@ -13,13 +13,14 @@ from contextlib import ExitStack, contextmanager
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import Conv2d as LoraConv2d
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from sliders.algebra.edit import Edit, Translation
 from sliders.algebra.lowrank import LowRank
 from sliders.algebra.slider import Slider
-from sliders.batch import per_row
+from sliders.batch import per_row, tile
 from sliders.errors import SliderError
 
 _PEFT_NAME = "slider"
@@ -27,11 +28,11 @@ _PEFT_NAME = "slider"
 
 def editable_modules(model: nn.Module) -> list[str]:
     """Names of all layers that a low-rank update can be put on: linear and ordinary convolution layers."""
-    return [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
-    ]
+    return [name for name, module in model.named_modules() if _is_editable(module)]
+
+
+def _is_editable(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1)
 
 
 def select_modules(model: nn.Module, patterns: Sequence[str], candidates: Sequence[str] | None = None) -> list[str]:
@@ -54,56 +55,78 @@ def select_modules(model: nn.Module, patterns: Sequence[str], candidates: Sequen
     return [name for name in names if name in chosen]
 
 
-def _layer(model: nn.Module, name: str, shape: tuple[int, ...], owner: str) -> nn.Module:
+def _find(model: nn.Module, name: str, owner: str) -> nn.Module:
+    """The layer of that name, the model's own also where an adapter in training wraps it."""
     try:
         module = model.get_submodule(name)
     except AttributeError:
-        raise SliderError(f"slider {owner!r} changes {name!r}, which this model does not have") from None
-    weight = getattr(module, "weight", None)
-    if weight is None or tuple(weight.shape) != tuple(shape):
+        raise SliderError(f"{owner} changes {name!r}, which this model does not have") from None
+    return module.get_base_layer() if isinstance(module, LoraLayer) else module
+
+
+def _editable(model: nn.Module, name: str, owner: str, shape: tuple[int, ...] | None = None) -> nn.Module:
+    """The layer of that name, if an update (of that shape) can be put on it."""
+    layer = _find(model, name, owner)
+    weight = getattr(layer, "weight", None)
+    if shape is not None and (weight is None or tuple(weight.shape) != tuple(shape)):
         raise SliderError(
-            f"slider {owner!r} changes {name!r} by {tuple(shape)}, but the layer there has "
+            f"{owner} changes {name!r} by {tuple(shape)}, but the layer there has "
             f"{None if weight is None else tuple(weight.shape)}"
         )
-    return module
+    if not _is_editable(layer):
+        raise SliderError(
+            f"{owner} changes {name!r}, a {type(layer).__name__}; "
+            "only linear layers and 2d convolutions without groups can have a slider"
+        )
+    return layer
 
 
 class Dials:
-    """The dials of attached sliders: numbers in one vector that every layer reads.
+    """The dials of attached sliders: numbers in one matrix that every layer reads.
 
-    Setting them writes that vector and nothing else.  A value may be a number, or a tensor ``[n]`` with one number
+    Setting them writes that matrix and nothing else.  A value may be a number, or a tensor ``[n]`` with one number
     for each row of the batches that follow (a strip over the dial is then one batch).
     """
 
     def __init__(self, names: Sequence[str], device: torch.device | None = None) -> None:
         self.names = tuple(names)
-        self.values = torch.zeros(len(self.names), 1, device=device)
-        self.active = False
+        self._turn({name: torch.zeros(1, device=device) for name in self.names})
+
+    def _turn(self, positions: Mapping[str, Tensor]) -> None:
+        self._positions = dict(positions)
+        self.values = torch.stack(torch.broadcast_tensors(*positions.values())) if positions else torch.zeros(0, 1)
+        self.active = bool(self.values.any())
 
     def set(self, values: Mapping[str, float | Tensor]) -> None:
-        """Turn the named dials; the others stay."""
-        for name in values:
-            if name not in self.names:
-                raise SliderError(f"no slider {name!r} is attached; attached are {', '.join(self.names)}")
-        width = max([1, *(len(v) for v in values.values() if isinstance(v, Tensor) and v.dim())])
-        if width not in (1, self.values.shape[1]):
-            self.values = self.values[:, :1].repeat(1, width)
+        """Turn the named dials; the others stay.
+
+        Raises:
+            SliderError: no such dial, or dials with unlike numbers of rows; then none is turned.
+        """
+        positions = dict(self._positions)
         for name, value in values.items():
-            self.values[self.names.index(name)] = torch.as_tensor(value).to(self.values)
-        self.active = bool(self.values.any())
+            positions[name] = torch.atleast_1d(torch.as_tensor(value)).to(self[name], copy=True)
+        widths = {name: tuple(position.shape) for name, position in positions.items() if position.shape != (1,)}
+        if len(set(widths.values())) > 1 or any(len(width) > 1 for width in widths.values()):
+            shapes = ", ".join(f"{name!r} has {width}" for name, width in widths.items())
+            raise SliderError(f"dials have one number, or all as many as a batch has rows; {shapes}")
+        self._turn(positions)
 
     @contextmanager
     def turned(self, values: Mapping[str, float | Tensor]) -> Iterator[None]:
         """Turn dials for a while; afterwards all are as they were."""
-        before = self.values.clone(), self.active
+        before = self._positions
         try:
             self.set(values)
             yield
         finally:
-            self.values, self.active = before
+            self._turn(before)
 
     def __getitem__(self, name: str) -> Tensor:
-        return self.values[self.names.index(name)]
+        """Where a dial stands: ``[1]``, or ``[n]`` if rows have their own."""
+        if name not in self._positions:
+            raise SliderError(f"no slider {name!r} is attached; attached are {', '.join(self.names)}")
+        return self._positions[name]
 
 
 class _StackedUpdate:
@@ -112,8 +135,8 @@ class _StackedUpdate:
     def __init__(self, dials: Dials, layer: nn.Module, parts: Sequence[tuple[int, LowRank]]) -> None:
         weight = layer.get_parameter("weight")
         self.dials = dials
-        down = torch.cat([update.A for _, update in parts]).to(weight)
-        self.up = torch.cat([update.B for _, update in parts], 1).to(weight)
+        down = torch.cat([update.A.to(weight) for _, update in parts])
+        self.up = torch.cat([update.B.to(weight) for _, update in parts], 1)
         self.owner = torch.tensor([k for k, update in parts for _ in range(update.rank)], device=weight.device)
         self.down = down if weight.dim() == 2 else down.view(-1, *weight.shape[1:])
 
@@ -122,16 +145,16 @@ class _StackedUpdate:
             return output
         scale = self.dials.values[self.owner].to(output).T  # [1 or n, ranks]
         if isinstance(layer, nn.Conv2d):
-            hidden = F.conv2d(inputs[0], self.down, None, layer.stride, layer.padding, layer.dilation)
-            return output + F.conv2d(hidden * _spread(scale, hidden, 1), self.up[:, :, None, None])
+            hidden = layer._conv_forward(inputs[0], self.down, None)  # with the layer's own padding mode and dilation
+            return output + F.conv2d(hidden * _spread(scale, hidden, -3), self.up[:, :, None, None])
         hidden = F.linear(inputs[0], self.down)
         return output + F.linear(hidden * _spread(scale, hidden, -1), self.up)
 
 
 def _spread(scale: Tensor, hidden: Tensor, channel: int) -> Tensor:
     """Shape ``[1 or n, ranks]`` to multiply ``hidden``, whose ranks lie in dimension ``channel``."""
-    if 1 < len(scale) < len(hidden):
-        scale = scale.repeat(len(hidden) // len(scale), 1)
+    if len(scale) > 1:
+        scale = tile(scale, len(hidden))
     shape = [len(scale)] + [1] * (hidden.dim() - 1)
     shape[channel] = scale.shape[1]
     return scale.view(shape)
@@ -154,12 +177,32 @@ def attach(model: nn.Module, sliders: Sequence[Slider], values: Mapping[str, flo
             parts.setdefault(module, []).append((index, update))
     with ExitStack() as stack:
         for module, updates in parts.items():
-            layer = _layer(model, module, updates[0][1].shape, names[updates[0][0]])
-            for index, update in updates[1:]:
-                _layer(model, module, update.shape, names[index])
+            for index, update in updates:
+                _editable(model, module, f"slider {names[index]!r}", update.shape)
+            layer = _find(model, module, f"slider {names[updates[0][0]]!r}")
             stack.callback(layer.register_forward_hook(_StackedUpdate(dials, layer, updates)).remove)
         dials.set(values or {})
         yield dials
+
+
+def _restore_geometry(layer: LoraConv2d) -> None:
+    """Give PEFT's ``A`` of a convolution the dilation and padding mode that it forgets."""
+    base, forgetful = layer.get_base_layer(), layer.lora_A[_PEFT_NAME]
+    assert isinstance(base, nn.Conv2d)
+    assert isinstance(forgetful, nn.Conv2d)
+    down = nn.Conv2d(
+        forgetful.in_channels,
+        forgetful.out_channels,
+        base.kernel_size,  # pyright: ignore[reportArgumentType]
+        base.stride,  # pyright: ignore[reportArgumentType]
+        base.padding,  # pyright: ignore[reportArgumentType]
+        base.dilation,  # pyright: ignore[reportArgumentType]
+        bias=False,
+        padding_mode=base.padding_mode,  # pyright: ignore[reportArgumentType]
+        device="meta",  # nothing is drawn at random; the weight is PEFT's own
+    )
+    down.weight = forgetful.weight
+    layer.lora_A[_PEFT_NAME] = down
 
 
 class Adapter:
@@ -172,13 +215,21 @@ class Adapter:
         modules: names of the layers, as `select_modules` gives them.
         rank: of each layer's update.
         alpha: the update is ``alpha / rank * B @ A``.
+
+    Raises:
+        SliderError: there is no layer to adapt, or one of them is absent or of another kind.
     """
 
     def __init__(self, model: nn.Module, modules: Sequence[str], rank: int, alpha: float) -> None:
         self.model, self.modules, self.rank, self.alpha = model, tuple(modules), rank, alpha
         self._dial: Tensor | None = None
+        if not self.modules:
+            raise SliderError("the slider changes no layer; name at least one")
+        for name in self.modules:
+            _editable(model, name, "the slider")
         frozen = {name: p.requires_grad for name, p in model.named_parameters()}
-        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(self.modules))  # pyright: ignore[reportArgumentType]
+        exactly = "|".join(map(re.escape, self.modules))  # PEFT takes a list for the ends of names
+        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=exactly)  # pyright: ignore[reportArgumentType]
         inject_adapter_in_model(config, model, adapter_name=_PEFT_NAME)
         self._frozen = frozen
         self._layers: dict[str, LoraLayer] = {}
@@ -186,6 +237,8 @@ class Adapter:
             layer = model.get_submodule(name)
             assert isinstance(layer, LoraLayer)
             self._layers[name] = layer
+            if isinstance(layer, LoraConv2d):
+                _restore_geometry(layer)
             factors: list[nn.Module] = [layer.lora_A[_PEFT_NAME], layer.lora_B[_PEFT_NAME]]  # pyright: ignore[reportAssignmentType]
             for factor in factors:
                 factor.float()  # bfloat16 masters would lose small updates
@@ -225,8 +278,8 @@ class Adapter:
         """The update at dial 1 as it is now, alpha folded in, in float32 on the CPU."""
         updates: dict[str, LowRank] = {}
         for name, layer in self._layers.items():
-            down = layer.lora_A[_PEFT_NAME].weight.detach().float().cpu()
-            up = layer.lora_B[_PEFT_NAME].weight.detach().float().cpu().flatten(1)
+            down = layer.lora_A[_PEFT_NAME].get_parameter("weight").detach().float().cpu()
+            up = layer.lora_B[_PEFT_NAME].get_parameter("weight").detach().float().cpu().flatten(1)
             shape = (up.shape[0], *down.shape[1:])
             updates[name] = LowRank(up * (self.alpha / self.rank), down.flatten(1).clone(), shape)
         return Translation(updates)
@@ -268,11 +321,9 @@ def baked(model: nn.Module, edit: Edit) -> Iterator[None]:
     """
     with ExitStack() as stack:
         for name in edit.modules:
-            try:
-                layer = model.get_submodule(name)
-            except AttributeError:
-                raise SliderError(f"the edit changes {name!r}, which this model does not have") from None
-            weight = layer.get_parameter("weight")
+            weight = getattr(_find(model, name, "the edit"), "weight", None)
+            if not isinstance(weight, nn.Parameter):
+                raise SliderError(f"the edit changes {name!r}, which has no weight of its own")
             original = weight.data
             weight.data = edit.apply(name, original)
             stack.callback(setattr, weight, "data", original)

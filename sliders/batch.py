@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sliders.errors import SliderError
+
 TensorBatch = dict[str, Tensor]
 
 
@@ -37,11 +39,20 @@ def move(batch: TensorBatch, device: torch.device | str) -> TensorBatch:
     return {name: value.to(device) for name, value in batch.items()}
 
 
+def tile(values: Tensor, count: int) -> Tensor:
+    """``values`` ``[n, ...]`` for ``count`` rows, as often over as they go into it.
+
+    Raises:
+        SliderError: ``count`` is no multiple of n, so that it is open which row a value belongs to.
+    """
+    if count % len(values):
+        raise SliderError(f"{len(values)} values, one a row, do not fit a batch of {count} rows; give as many as rows")
+    return values.repeat(count // len(values), *[1] * (values.dim() - 1))
+
+
 def per_row(values: Tensor, like: Tensor) -> Tensor:
     """Shape ``values`` ``[n]`` so that it multiplies the rows of ``like`` ``[k * n, ...]``.
 
     Where ``like`` has k times as many rows (classifier-free guidance runs every row twice), the values are tiled.
     """
-    if len(values) != len(like):
-        values = values.repeat(len(like) // len(values))
-    return values.to(like).view(-1, *[1] * (like.dim() - 1))
+    return tile(values, len(like)).to(like).view(-1, *[1] * (like.dim() - 1))

@@ -1,6 +1,6 @@
 """What a slider is about."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +48,17 @@ class Concept:
     measure: Measure | None = None
 
     def __post_init__(self) -> None:
+        for field in ("name", "target"):
+            if not isinstance(getattr(self, field), str):
+                raise SliderError(f"concept {self.name!r}: {field!r} is not text; put quotes around it")
         if not self.name or not all(c.isalnum() or c in "-_" for c in self.name):
             raise SliderError(f"concept name {self.name!r}: use letters, digits, '-' and '_' (it names files)")
+        for field in ("positives", "negatives", "contexts", "preserve"):
+            prompts = getattr(self, field)
+            if field in ("contexts", "preserve") and prompts is None:
+                continue
+            if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
+                raise SliderError(f"concept {self.name!r}: {field!r} is {prompts!r}; give a list of prompts")
         for field in ("positives", "negatives"):
             if not getattr(self, field):
                 raise SliderError(f"concept {self.name!r}: {field!r} is empty; give at least one prompt")
@@ -73,27 +82,38 @@ class Concept:
     @classmethod
     def from_dict(cls, plain: dict[str, Any], where: str = "concept") -> "Concept":
         """The inverse of `to_dict`; an unknown or missing key is an error that names it."""
-        known = {f.name for f in fields(cls)}
-        if not isinstance(plain, dict):
-            raise SliderError(f"{where}: expected a mapping with {', '.join(sorted(known))}")
-        if unknown := set(plain) - known:
-            raise SliderError(f"{where}: unknown key {sorted(unknown)[0]!r}; known are {', '.join(sorted(known))}")
-        plain = dict(plain)
+        plain = _arguments(cls, plain, where)
+        if plain.get("measure") is not None:
+            measure = _arguments(Measure, plain["measure"], f"{where}: measure")
+            if wrong := [key for key, value in measure.items() if not isinstance(value, str)]:
+                raise SliderError(f"{where}: measure: {wrong[0]!r} is not text; put quotes around it")
+            plain["measure"] = Measure(**{**measure, "prompts": Path(measure["prompts"])})
         try:
-            if plain.get("measure") is not None:
-                measure = plain["measure"]
-                plain["measure"] = Measure(**{**measure, "prompts": Path(measure["prompts"])})
             return cls(**plain)
-        except (TypeError, KeyError) as error:
-            raise SliderError(f"{where}: {error}") from error
+        except SliderError as error:
+            raise SliderError(f"{where}: {error}") from None
 
     @classmethod
     def load(cls, file: Path) -> "Concept":
         """Read a concept's YAML file."""
         try:
-            plain = yaml.safe_load(file.read_text())
+            plain = yaml.safe_load(file.read_text(encoding="utf-8"))
         except OSError as error:
             raise SliderError(f"cannot read the concept {file}: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise SliderError(f"{file} is not text in UTF-8: {error}") from error
         except yaml.YAMLError as error:
             raise SliderError(f"{file} is not YAML: {error}") from error
         return cls.from_dict(plain, str(file))
+
+
+def _arguments(cls: type[Concept] | type[Measure], plain: Any, where: str) -> dict[str, Any]:
+    """A copy of ``plain`` that has what ``cls`` needs and nothing that it does not know."""
+    known = [f.name for f in fields(cls)]
+    if not isinstance(plain, dict):
+        raise SliderError(f"{where}: expected a mapping with {', '.join(known)}")
+    if unknown := [key for key in plain if key not in known]:
+        raise SliderError(f"{where}: unknown key {unknown[0]!r}; known are {', '.join(known)}")
+    if missing := [f.name for f in fields(cls) if f.default is MISSING and f.name not in plain]:
+        raise SliderError(f"{where}: {missing[0]!r} is missing")
+    return dict(plain)

@@ -116,6 +116,15 @@ class TestAttach:
             dials.set({"a": torch.tensor([0.0, 1.0, 0.0])})
             assert torch.equal(model(x)[0], base[0])
 
+    def test_dial_0_is_the_base_also_where_the_update_overflows(self, model: Small, x: Tensor, a: Slider) -> None:
+        """0 times infinity is not 0, so nothing must be computed at all."""
+        base = model(x)
+        huge = Slider("huge", Translation({n: LowRank(u.B, u.A * 1e308, u.shape) for n, u in a.update.items()}))
+        with attach(model, [huge]) as dials:
+            assert torch.equal(model(x), base)
+            dials.set({"huge": 1.0})
+            assert not model(x).isfinite().all()
+
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
     def test_precision_is_the_models(self, dtype: torch.dtype, model: Small, x: Tensor, a: Slider) -> None:
         low, exact = copy.deepcopy(model).to(dtype), moved(model, a.at(1.0))(x)
@@ -143,6 +152,9 @@ class TestAttach:
                 with dials.turned({"b": torch.tensor([1.0, 0.0, -1.0])}):
                     assert_close(model(x)[1:2], moved(model, a.at(-1.0))(x[1:2]))
                 assert_close(model(x), moved(model, a.at(-1.0), b.at(2.0))(x))
+            assert torch.equal(model(x), before)
+            with dials.turned({"a": 0.0}):
+                assert not torch.equal(model(x), before)
             assert torch.equal(model(x), before)
             with pytest.raises(ZeroDivisionError), dials.turned({"b": 2.0}):
                 raise ZeroDivisionError

@@ -7,9 +7,11 @@ position of its dial is the simplest of them, a translation ``W -> W + D``.
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 
+import torch
 from torch import Tensor
 
 from sliders.algebra.lowrank import LowRank
+from sliders.errors import SliderError
 
 
 class Edit(ABC):
@@ -47,12 +49,19 @@ class Translation(Edit, Mapping[str, LowRank]):
     def apply(self, module: str, weight: Tensor) -> Tensor:
         if module not in self._updates:
             return weight.clone()
-        return weight + self._updates[module].to(weight.device, weight.dtype).dense()
+        update = self._updates[module]
+        if tuple(weight.shape) != tuple(update.shape):
+            raise SliderError(f"the edit changes {module!r} by {update.shape}, but the weight is {tuple(weight.shape)}")
+        wide = torch.promote_types(torch.promote_types(weight.dtype, update.B.dtype), torch.float32)
+        return (weight.to(wide) + update.to(weight.device, wide).dense()).to(weight.dtype)  # rounded once
 
     def __add__(self, other: "Translation") -> "Translation":
         merged = dict(self._updates)
         for module, update in other.items():
-            merged[module] = merged[module] + update if module in merged else update
+            try:
+                merged[module] = merged[module] + update if module in merged else update
+            except SliderError as error:
+                raise SliderError(f"{module!r}: {error}") from None
         return Translation(merged)
 
     def __mul__(self, scale: float) -> "Translation":

@@ -9,7 +9,7 @@ from torch import Tensor
 from sliders.errors import SliderError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LowRank:
     """The update ``B @ A`` of a weight, kept as its factors.
 
@@ -19,7 +19,7 @@ class LowRank:
         shape: the weight's own shape, ``(out, in)`` or ``(out, channels, height, width)``.
 
     The factors are a choice of gauge: ``B G`` and ``G^-1 A`` give the same update for any invertible ``G``, and no
-    public operation depends on which was chosen.
+    public operation depends on which was chosen.  Two updates are ``==`` only if they are one object.
     """
 
     B: Tensor
@@ -45,9 +45,12 @@ class LowRank:
 
     def __add__(self, other: "LowRank") -> "LowRank":
         """The exact sum, by stacking factors: ranks add up."""
-        if self.shape != other.shape:
-            raise SliderError(f"updates of weights of shapes {self.shape} and {other.shape} cannot be added")
+        self._check_like(other)
         return LowRank(torch.cat([self.B, other.B], 1), torch.cat([self.A, other.A], 0), self.shape)
+
+    def _check_like(self, other: "LowRank") -> None:
+        if self.shape != other.shape:
+            raise SliderError(f"updates of weights of shapes {self.shape} and {other.shape} do not mix")
 
     def __mul__(self, scale: float) -> "LowRank":
         """The update times a number; it touches one factor only, since touching both would square it."""
@@ -63,6 +66,7 @@ class LowRank:
 
     def inner(self, other: "LowRank") -> Tensor:
         """The Frobenius inner product, from ``r x r`` matrices alone."""
+        self._check_like(other)
         return ((self.B.T @ other.B) * (self.A @ other.A.T)).sum()
 
     def norm(self) -> Tensor:
@@ -78,6 +82,8 @@ class LowRank:
 
     def compress(self, rank: int) -> "LowRank":
         """The nearest update of at most this rank (Eckart-Young)."""
+        if rank < 0:
+            raise SliderError(f"cannot compress to rank {rank}; give 0 or more")
         u, s, vh = self.svd()
         root = s[:rank].sqrt()
         return LowRank(u[:, :rank] * root, root[:, None] * vh[:rank], self.shape)

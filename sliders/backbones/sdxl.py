@@ -13,6 +13,9 @@ from sliders.batch import TensorBatch
 class SDXLBackbone(UNetBackbone):
     """SDXL at one picture size; everything but the conditioning is as in `UNetBackbone`.
 
+    Where the pipeline says so (`force_zeros_for_empty_prompt`, as in the published model), the conditioning of the
+    empty prompt is zeros.
+
     Args:
         model: folder or hub name of a diffusers pipeline.
         channels_last: memory format of the UNet and the autoencoder; faster convolutions.
@@ -28,6 +31,10 @@ class SDXLBackbone(UNetBackbone):
         embeddings, _, pooled, _ = self.pipeline.encode_prompt(
             list(prompts), device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
         )
+        if self.pipeline.config.get("force_zeros_for_empty_prompt"):
+            empty = torch.tensor([not prompt for prompt in prompts], device=self.device)
+            embeddings = embeddings.masked_fill(empty[:, None, None], 0)
+            pooled = pooled.masked_fill(empty[:, None], 0)
         side = self.unet.config.sample_size * self.pipeline.vae_scale_factor
         time_ids = torch.tensor([side, side, 0, 0, side, side], dtype=embeddings.dtype, device=self.device)
         return {"prompt_embeds": embeddings, "pooled": pooled, "time_ids": time_ids.repeat(len(prompts), 1)}

@@ -68,35 +68,49 @@ def sample(backbone: AbstractBackbone, wanted: Sequence[Scene], how: Sampling | 
     return torch.cat(pictures)
 
 
+def _over_dial(
+    make: Callable[[Tensor, list[Scene]], Tensor], wanted: Sequence[Scene], positions: Sequence[float], batch: int
+) -> Tensor:
+    """Pictures ``[positions, scenes, 3, h, w]``; positions and scenes share batches."""
+    rows = [(position, scene) for position in positions for scene in wanted]
+    parts = [rows[start : start + batch] for start in range(0, len(rows), batch)]
+    pictures = [make(torch.tensor([position for position, _ in part]), [scene for _, scene in part]) for part in parts]
+    return torch.cat(pictures).unflatten(0, (len(positions), len(wanted)))
+
+
 @torch.no_grad()
 def sample_dial(
-    backbone: AbstractBackbone, turn: Turn, wanted: Sequence[Scene], positions: Sequence[float],
+    backbone: AbstractBackbone,
+    turn: Turn,
+    wanted: Sequence[Scene],
+    positions: Sequence[float],
     how: Sampling | None = None,
-) -> Tensor:  # fmt: skip
-    """Pictures ``[positions, scenes, 3, h, w]``; positions and scenes share batches."""
+) -> Tensor:
+    """Every scene at every position of a dial: ``[positions, scenes, 3, h, w]``."""
     how = how or Sampling()
-    rows = [(position, scene) for position in positions for scene in wanted]
-    pictures = []
-    for start in range(0, len(rows), how.batch):
-        part = rows[start : start + how.batch]
-        with turn(torch.tensor([position for position, _ in part], device=backbone.device)):
-            pictures.append(sample(backbone, [scene for _, scene in part], replace(how, batch=len(part))))
-    return torch.cat(pictures).unflatten(0, (len(positions), len(wanted)))
+
+    def make(dials: Tensor, part: list[Scene]) -> Tensor:
+        with turn(dials.to(backbone.device)):
+            return sample(backbone, part, replace(how, batch=len(part)))
+
+    return _over_dial(make, wanted, positions, how.batch)
 
 
 @torch.no_grad()
 def sample_oracle(
-    backbone: AbstractBackbone, concept: Concept, eta: float, wanted: Sequence[Scene], positions: Sequence[float],
+    backbone: AbstractBackbone,
+    concept: Concept,
+    eta: float,
+    wanted: Sequence[Scene],
+    positions: Sequence[float],
     how: Sampling | None = None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """What a slider that had learnt its target perfectly would show: no training, see `oracle`."""
     how = how or Sampling()
-    rows = [(position, scene) for position in positions for scene in wanted]
-    pictures = []
-    for start in range(0, len(rows), how.batch):
-        part = rows[start : start + how.batch]
-        amount = torch.tensor([position * eta for position, _ in part], device=backbone.device)
-        prompt, empty = conditionings(backbone, [scene.prompt for _, scene in part])
-        predict = oracle(backbone, [(concept, amount)], prompt, empty, how.guidance)
-        pictures.append(finish(backbone, predict, [scene.seed for _, scene in part], how.steps))
-    return torch.cat(pictures).unflatten(0, (len(positions), len(wanted)))
+
+    def make(dials: Tensor, part: list[Scene]) -> Tensor:
+        prompt, empty = conditionings(backbone, [scene.prompt for scene in part])
+        predict = oracle(backbone, [(concept, dials.to(backbone.device) * eta)], prompt, empty, how.guidance)
+        return finish(backbone, predict, [scene.seed for scene in part], how.steps)
+
+    return _over_dial(make, wanted, positions, how.batch)

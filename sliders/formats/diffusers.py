@@ -10,10 +10,12 @@ import collections
 import datetime
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -25,6 +27,8 @@ from sliders.concept import Concept
 from sliders.errors import SliderError
 
 SCHEMA_VERSION = "1"
+_PEFT_ALPHA = 8
+"""What PEFT takes where its configuration is there and says no alpha."""
 
 
 def describe(
@@ -79,23 +83,31 @@ def _client_config(update: Translation) -> dict[str, Any]:
 
 def save(slider: Slider, file: Path) -> None:
     """Write a slider; the file appears whole or not at all."""
-    state: dict[str, Tensor] = {}
+    state: dict[str, Tensor] = {}  # clones, since safetensors refuses tensors that share storage
     for name, update in slider.update.items():
-        state[f"{name}.lora_A.weight"] = update.A.reshape(-1, *update.shape[1:]).contiguous()
+        state[f"{name}.lora_A.weight"] = _own(update.A.reshape(-1, *update.shape[1:]))
         tail = [1] * (len(update.shape) - 2)
-        state[f"{name}.lora_B.weight"] = update.B.reshape(*update.B.shape, *tail).contiguous()
+        state[f"{name}.lora_B.weight"] = _own(update.B.reshape(*update.B.shape, *tail))
     metadata = {**slider.metadata, "format": "pt", "lora_adapter_metadata": json.dumps(_client_config(slider.update))}
     metadata["sliders.name"] = slider.name
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}.tmp")
-    save_file(state, temporary, metadata)
-    temporary.replace(file)
+    try:
+        save_file(state, temporary, metadata)
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _own(tensor: Tensor) -> Tensor:
+    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def load(file: Path) -> Slider:
     """Read a slider, ours or any LoRA in diffusers' layout.
 
     Where the file says an alpha other than the rank (in its metadata or as ``.alpha`` keys), it is folded in here.
+    Layers of the text encoder may have the names that they had before transformers 5.
 
     Raises:
         SliderError: the file is missing, corrupt, or holds something else.
@@ -114,32 +126,47 @@ def load(file: Path) -> Slider:
     known = {f"{n}.{part}" for n in downs for part in ("lora_A.weight", "lora_B.weight", "alpha")}
     if foreign := sorted(set(state) - known):
         raise SliderError(f"{file} holds {foreign[0]!r}, which is not part of a LoRA in diffusers' layout")
-    alphas = _alphas(metadata, file)
+    config = _read_config(metadata, file)
     updates: dict[str, LowRank] = {}
     for name, key in downs.items():
         down, up = state[key], state.get(f"{name}.lora_B.weight")
-        if up is None or up.shape[1] != down.shape[0]:
-            raise SliderError(f"{file}: {name!r} has no lora_B that fits its lora_A")
         rank = len(down)
-        alpha = float(state[f"{name}.alpha"]) if f"{name}.alpha" in state else alphas(name, rank)
+        if up is None or down.dim() < 2 or up.shape[1:] != (rank, *[1] * (down.dim() - 2)) or not rank:
+            raise SliderError(f"{file}: {name!r} has no lora_B that fits its lora_A")
+        try:
+            scale = _scale(config, name, rank, state.get(f"{name}.alpha"))
+        except (AttributeError, TypeError, ValueError, RuntimeError, re.error) as error:
+            raise SliderError(f"{file}: lora_adapter_metadata or alpha of {name!r} is malformed: {error}") from error
         shape = (len(up), *down.shape[1:])
-        updates[name] = LowRank(up.flatten(1) * (alpha / rank), down.reshape(rank, math.prod(shape[1:])), shape)
+        update = LowRank(up.flatten(1) * scale, down.reshape(rank, math.prod(shape[1:])), shape)
+        updates[re.sub(r"^text_encoder\.text_model\.", "text_encoder.", name)] = update
     return Slider(metadata.get("sliders.name", file.stem), Translation(updates), metadata)
 
 
-def _alphas(metadata: Mapping[str, str], file: Path) -> Any:
-    """From a module's name and rank to the alpha that the client configuration in the metadata gives it."""
+def _read_config(metadata: Mapping[str, str], file: Path) -> dict[str, Any]:
+    """PEFT's configurations of all components, as the client wrote them into the metadata."""
     try:
         config = json.loads(metadata.get("lora_adapter_metadata", "{}"))
     except ValueError as error:
         raise SliderError(f"{file}: its lora_adapter_metadata is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise SliderError(f"{file}: its lora_adapter_metadata is not a mapping")
+    return config
 
-    def alpha(name: str, rank: int) -> float:
-        component, _, module = name.partition(".")
-        pattern = config.get(f"{component}.alpha_pattern") or {}
-        return float(pattern.get(module, config.get(f"{component}.lora_alpha", rank)))
 
-    return alpha
+def _scale(config: Mapping[str, Any], name: str, rank: int, alpha: Tensor | None) -> float:
+    """By what PEFT multiplies a module's ``B A``: alpha / rank, or alpha / sqrt(rank) with ``use_rslora``.
+
+    Alpha is the module's own where there is one; otherwise that of the first pattern which matches the end of the
+    module's name, and otherwise the component's.
+    """
+    component, _, module = name.partition(".")
+    said = {key.partition(".")[2]: value for key, value in config.items() if key.startswith(f"{component}.")}
+    patterns = said.get("alpha_pattern") or {}
+    matching = [value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)]
+    common = said.get("lora_alpha", _PEFT_ALPHA) if said else rank
+    value = float([*matching, common][0] if alpha is None else alpha)
+    return value / (math.sqrt(rank) if said.get("use_rslora") else rank)
 
 
 def concept_of(slider: Slider) -> Concept:
@@ -150,7 +177,11 @@ def concept_of(slider: Slider) -> Concept:
     """
     if "sliders.concept" not in slider.metadata:
         raise SliderError(f"slider {slider.name!r} does not say which concept it was trained on")
-    return Concept.from_dict(json.loads(slider.metadata["sliders.concept"]), f"slider {slider.name!r}")
+    try:
+        plain = json.loads(slider.metadata["sliders.concept"])
+    except ValueError as error:
+        raise SliderError(f"slider {slider.name!r}: its sliders.concept is not JSON: {error}") from error
+    return Concept.from_dict(plain, f"slider {slider.name!r}")
 
 
 def check_base(slider: Slider, fingerprint: str, base_model: str) -> None:

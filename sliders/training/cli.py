@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from sliders.concept import Concept
 from sliders.errors import SliderError
 from sliders.training.callbacks import SliderWriter
 from sliders.training.data import ConceptData
@@ -49,8 +50,10 @@ class SliderCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self.config
-        name = config.name or config.data.concept.name
-        folder = Path(config.runs) / name
+        concept = config.data.concept
+        if isinstance(concept, str | Path):
+            concept = Concept.load(Path(concept))
+        folder = Path(config.runs) / (config.name or concept.name)
         config.trainer.default_root_dir = str(folder)
         config.checkpoint.dirpath = str(folder / "checkpoints")
 

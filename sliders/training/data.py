@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import lightning as L
 import torch
@@ -60,7 +61,7 @@ class ConceptData(L.LightningDataModule):
     """The concept, and the items of every step.
 
     Args:
-        concept: what to train on; in a config a mapping, or the path of a concept's YAML file.
+        concept: what to train on; the path of a concept's YAML file, or in a config the mapping itself.
         batch_size: states of a step on each device; each is trained at all signs.
         preserve_batch_size: further states of a step under prompts to preserve; needs ``concept.preserve``.
         magnitude: the range that each item's dial magnitude is drawn from, uniformly.
@@ -70,7 +71,7 @@ class ConceptData(L.LightningDataModule):
 
     def __init__(
         self,
-        concept: Concept,
+        concept: Path | Concept,
         batch_size: int = 8,
         preserve_batch_size: int = 0,
         magnitude: tuple[float, float] = (0.5, 2.0),
@@ -78,6 +79,7 @@ class ConceptData(L.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        concept = concept if isinstance(concept, Concept) else Concept.load(Path(concept))
         if batch_size < 1:
             raise SliderError(f"data.batch_size is {batch_size}; it must be at least 1")
         if not 0 < magnitude[0] <= magnitude[1]:

@@ -144,6 +144,12 @@ class TestFile:
         assert json.loads(read.metadata["sliders.training"]) == {"steps": 3}
         assert float(read.metadata["sliders.eta"]) == 1.5
 
+    def test_a_newer_slider_takes_an_older_ones_place(self, tmp_path: Path) -> None:
+        slider_file.save(plain("older"), tmp_path / "s.safetensors")
+        slider_file.save(-plain("newer"), tmp_path / "s.safetensors")
+        same(slider_file.load(tmp_path / "s.safetensors").update, -plain().update)
+        assert [file.name for file in tmp_path.iterdir()] == ["s.safetensors"]
+
     def test_an_interrupted_writer_leaves_no_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.interrupt(monkeypatch)
         with pytest.raises(KeyboardInterrupt):

@@ -95,11 +95,10 @@ def test_a_final_report_measures_what_the_file_then_says(
 def test_a_missing_judge_is_known_before_the_training(
     base: Path, tmp_path: Path, callback: type[Probe] | type[FinalReport]
 ) -> None:
-    """Not even the model is loaded."""
-    curve = runs.Curve()
-    with pytest.raises(SliderError, match="nowhere"):
-        runs.fit(runs.module(base), tmp_path, 2, callbacks=[callback(tmp_path / "nowhere"), curve])
-    assert not curve.values
+    """Before anything is loaded: the model is not there either."""
+    model = runs.module(base, backbone=UNetBackbone(str(tmp_path / "no-model")))
+    with pytest.raises(SliderError, match="no-judge"):
+        runs.fit(model, tmp_path, 2, callbacks=[callback(tmp_path / "no-judge")])
 
 
 def test_dials_without_the_base_are_an_error() -> None:

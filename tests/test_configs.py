@@ -1,0 +1,80 @@
+"""Every config and every concept that is shipped is one."""
+
+import socket
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sliders.backbones.unet import UNetBackbone
+from sliders.concept import Concept
+from sliders.evaluation.report import heldout_prompts
+from sliders.training.cli import SliderCLI
+from tests.commands import ROOT
+
+CONFIGS = sorted(file for file in (ROOT / "configs").rglob("*.yaml") if file.name != "base.yaml")
+CONCEPTS = sorted(
+    file
+    for file in (ROOT / "data").rglob("*.yaml")
+    if "cache" not in file.parts and "positives" in (yaml.safe_load(file.read_text()) or {})
+)
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paths in configs are relative to the repository."""
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever goes to the network, fails."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("it goes to the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+def test_there_are_configs_and_concepts() -> None:
+    assert len(CONFIGS) >= 3
+    assert len(CONCEPTS) >= 3
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: str(file.relative_to(ROOT)))
+def test_a_config_instantiates_without_reading_a_model(file: Path, tmp_path: Path, offline: None) -> None:
+    """The accelerator is the one thing that is not asked of this machine."""
+    made = SliderCLI(["--config", str(file), "--trainer.accelerator", "cpu", "--runs", str(tmp_path / "runs")])
+    backbone = made.model.backbone
+    assert isinstance(backbone, UNetBackbone)
+    assert backbone.pipeline is None
+    assert not (tmp_path / "runs").exists()
+    groups = backbone.target_groups()
+    assert all(target in groups or not target.replace("-", "").isalpha() for target in made.model.targets)
+    assert made.trainer.max_steps >= 1
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: str(file.relative_to(ROOT)))
+def test_a_config_s_concept_is_a_file_of_its_own(file: Path) -> None:
+    """So that `sliders preview` can show it before it is trained."""
+    concept = yaml.safe_load(file.read_text())["data"]["concept"]
+    assert (ROOT / concept) in CONCEPTS
+
+
+@pytest.mark.parametrize("file", CONCEPTS, ids=lambda file: str(file.relative_to(ROOT)))
+def test_a_concept_loads_and_its_prompts_are_there(file: Path) -> None:
+    concept = Concept.load(file)
+    assert concept.name == file.stem
+    prompts = heldout_prompts(concept)
+    assert prompts
+    if concept.measure is not None:
+        assert not concept.measure.prompts.is_absolute()
+        asked = {prompt for c in concept.in_contexts() for prompt in (c[0], *c[1], *c[2])} - {concept.target}
+        assert not asked & set(prompts), "what is measured on was held out"
+
+
+def test_the_defaults_name_every_choice() -> None:
+    """A config overrides what `base.yaml` shows."""
+    base = yaml.safe_load((ROOT / "configs" / "base.yaml").read_text())
+    assert set(base) >= {"trainer", "model", "data"}
+    assert {"backbone", "loss", "states", "optimizer", "targets", "rank"} <= set(base["model"])
