@@ -60,7 +60,7 @@ class ErasureLoss(AbstractLoss):
         eta: how far dial 1 moves the prediction, in units of the direction.
     """
 
-    def __init__(self, eta: float = 2.0) -> None:
+    def __init__(self, eta: float = 1.0) -> None:
         super().__init__()
         self.eta = eta
 
