@@ -1,4 +1,6 @@
 """Tiny models of the true architectures, made from nothing; the same weights every time."""
+# pyright: reportArgumentType=false
+# (diffusers annotates its tuples as having one element, and its optional parts as required)
 
 from pathlib import Path
 from typing import Any
@@ -91,7 +93,7 @@ def stable_diffusion(prediction: str = "epsilon") -> StableDiffusionPipeline:
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
-    )  # pyright: ignore[reportArgumentType]
+    )
 
 
 def stable_diffusion_xl() -> StableDiffusionXLPipeline:

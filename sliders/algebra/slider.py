@@ -33,5 +33,6 @@ class Slider(Dial):
         return self.update * position
 
     def __neg__(self) -> "Slider":
-        """The same slider with its ends swapped."""
-        return Slider(self.name, -self.update, self.metadata)
+        """The same slider with its ends swapped; of the metadata only the base stays true."""
+        base = {key: value for key, value in self.metadata.items() if key.startswith("sliders.base_")}
+        return Slider(self.name, -self.update, base)

@@ -57,6 +57,12 @@ class UNetBackbone(AbstractBackbone):
         """Take a pipeline that is already in memory; its modules are frozen."""
         if getattr(pipeline, "unet", None) is None:
             raise SliderError(f"{self.model} is a {type(pipeline).__name__}, which has no UNet")
+        found = tuple(name for name in ("text_encoder", "text_encoder_2") if getattr(pipeline, name, None) is not None)
+        if found != self.encoders:
+            raise SliderError(
+                f"{self.model} is a {type(pipeline).__name__} with {' and '.join(found) or 'no text encoder'}, but "
+                f"{type(self).__name__} is for {' and '.join(self.encoders)}; choose the backbone of its family"
+            )
         self.pipeline = pipeline
         self.unet, self.vae = pipeline.unet, pipeline.vae
         for name in self.encoders:
