@@ -1,7 +1,7 @@
 """Train and measure every concept of the embedded model: `python -m benchmarks.avatars`.
 
 For each config in `configs/avatars/` it trains the slider (a run that is already there is kept), measures it and its
-training-free oracle on the same held-out scenes, and writes `docs/avatars.md` with the strips beside it.
+training-free oracle on the same held-out scenes, and writes the table `docs/avatars_table.md` with the strips beside it.
 """
 
 import json
@@ -59,7 +59,7 @@ def main(
 
     Args:
         runs: where the runs are, or are made.
-        out: where `avatars.md` and the pictures go.
+        out: where `avatars_table.md` and the pictures go.
         pictures: held-out scenes at each dial.
         oracle_pictures: the same for the oracle.
         steps: of sampling, at guidance 4.
