@@ -36,6 +36,9 @@ class AbstractBackbone(ABC, nn.Module):
     conditioning_modules: tuple[str, ...] = ()
     """Top-level modules that `encode` runs: a slider on one of them changes the conditioning."""
 
+    predicting_modules: tuple[str, ...] = ()
+    """Top-level modules that `predict` runs.  A slider can be on these and on `conditioning_modules`, nowhere else."""
+
     @abstractmethod
     def load(self) -> None:
         """Read the weights, frozen and in evaluation mode.  Calling it again does nothing."""
@@ -92,7 +95,8 @@ class AbstractBackbone(ABC, nn.Module):
         Raises:
             SliderError: a target that is neither a group nor matches a layer, with the groups and the nearest layers.
         """
-        names = editable_modules(self)
+        run = {*self.conditioning_modules, *self.predicting_modules}
+        names = [name for name in editable_modules(self) if name.split(".")[0] in run]
         groups = self.target_groups()
         chosen: set[str] = set()
         for target in targets:

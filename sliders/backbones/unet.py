@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DDIMScheduler, DiffusionPipeline, PNDMScheduler
 from torch import Tensor, nn
 
 from sliders.backbones.base import AbstractBackbone, Predictor, TargetGroup
@@ -25,6 +25,7 @@ class UNetBackbone(AbstractBackbone):
     """
 
     conditioning_modules = ("text_encoder",)
+    predicting_modules = ("unet",)
     encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
 
     def __init__(self, model: str, channels_last: bool = True) -> None:
@@ -63,6 +64,10 @@ class UNetBackbone(AbstractBackbone):
                 f"{self.model} is a {type(pipeline).__name__} with {' and '.join(found) or 'no text encoder'}, but "
                 f"{type(self).__name__} is for {' and '.join(self.encoders)}; choose the backbone of its family"
             )
+        if isinstance(pipeline.scheduler, PNDMScheduler):
+            # Stable Diffusion 1.x comes with it.  It visits one timestep twice and its steps depend on the past, so
+            # that a state is not a function of its timestep; DDIM follows the same trajectory of the same model.
+            pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
         self.pipeline = pipeline
         self.unet, self.vae = pipeline.unet, pipeline.vae
         for name in self.encoders:
