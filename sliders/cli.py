@@ -76,6 +76,8 @@ def suggest_eta(amounts: Sequence[float], dose: DoseResponse) -> tuple[float | N
         bounds = f"{DRIFT_AT_1} at dial 1 and {DRIFT_AT_2} at dial 2"
         return None, f"at no eta does the drift stay within {bounds}; try other positives and negatives"
     best = max(effect(a) for a in within)
+    if best <= 0:
+        return None, f"the effect is {best:.2f} at best: the judge's value does not rise with the dial"
     eta = next(a for a in within if effect(a) >= 0.9 * best)
     drifts = f"drift {drift(eta):.3f} there and {drift(2 * eta):.3f} at twice"
     return eta, f"effect {effect(eta):.2f} between dials -1 and 1, {drifts}"

@@ -86,6 +86,6 @@ class AttributeJudge(nn.Module):
                 state = {key: f.get_tensor(key).float() for key in f.keys()}  # noqa: SIM118  (a safe_open is not iterable)
             judge = cls(json.loads(metadata["values"]), int(metadata["width"]))
             judge.load_state_dict(state)
-        except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             raise SliderError(f"{file} is not a judge's file: {error}") from error
         return judge.eval().requires_grad_(False)

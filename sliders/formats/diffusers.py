@@ -194,5 +194,5 @@ def check_base(slider: Slider, fingerprint: str, base_model: str) -> None:
     if wanted is not None and wanted != fingerprint:
         raise SliderError(
             f"slider {slider.name!r} was made for {slider.metadata.get('sliders.base_model')} (fingerprint {wanted}), "
-            f"but {base_model} has fingerprint {fingerprint}; --any-base loads it all the same"
+            f"but {base_model} has fingerprint {fingerprint}; --any_base true loads it all the same"
         )

@@ -1,9 +1,11 @@
 """The command line of a training run."""
 
+import pickle
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -15,6 +17,16 @@ from sliders.training.data import ConceptData
 from sliders.training.module import SliderModule
 
 BASE_CONFIG = Path(__file__).parents[2] / "configs" / "base.yaml"
+
+
+def _check(checkpoint: Path) -> None:
+    """Refuse a file that is no checkpoint of a slider's training, before anything else is done."""
+    try:
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, EOFError, ValueError, OSError, pickle.UnpicklingError) as error:
+        raise SliderError(f"--ckpt_path {checkpoint} is not a readable checkpoint: {error}") from error
+    if not isinstance(content, dict) or "slider" not in content:
+        raise SliderError(f"--ckpt_path {checkpoint} is not a checkpoint of a slider's training")
 
 
 class SliderCLI(LightningCLI):
@@ -68,4 +80,6 @@ class SliderCLI(LightningCLI):
         checkpoint = self.config.ckpt_path
         if checkpoint is not None and not Path(checkpoint).is_file():
             raise SliderError(f"--ckpt_path {checkpoint}: there is no such file")
+        if checkpoint is not None:
+            _check(Path(checkpoint))
         self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=checkpoint, weights_only=True)

@@ -110,7 +110,8 @@ class ConceptData(L.LightningDataModule):
         trainer = self.trainer
         if trainer is None or trainer.max_steps < 1:
             raise SliderError("trainer.max_steps says how long a run is; set it to at least 1")
-        return StepLoader(self, trainer.max_steps, trainer.global_rank, trainer.world_size)
+        batches = trainer.max_steps * trainer.accumulate_grad_batches
+        return StepLoader(self, batches, trainer.global_rank, trainer.world_size)
 
     def transfer_batch_to_device(self, batch: StepBatch, device: torch.device, dataloader_idx: int) -> StepBatch:
         return batch  # a few numbers; the states are made on the model's device

@@ -150,7 +150,11 @@ class SliderModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.configure_model()
         assert self.adapter is not None
-        if "slider" not in checkpoint or len(checkpoint["slider"]) != len(list(self.adapter.parameters())):
-            raise SliderError("the checkpoint is of another kind of run: its slider does not fit this configuration")
+        have = {name: tuple(factor.shape) for name, factor in self.adapter.state().items()}
+        if {name: tuple(factor.shape) for name, factor in checkpoint.get("slider", {}).items()} != have:
+            raise SliderError(
+                "the checkpoint's slider does not fit this configuration: resume with the model, targets and rank "
+                "that it was started with"
+            )
         self.adapter.load_state(checkpoint["slider"])
         self.states.load_state_dict(checkpoint["states"])

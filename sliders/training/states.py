@@ -153,6 +153,8 @@ class Pool(StateSource):
     def _fill(self, teacher: Teacher, adapter: Adapter, batch: StepBatch, step: int) -> _Contents:
         rng = random.Random(f"{batch.seed}/pool/{step}")
         any_kept = bool(batch.preserved.any())
+        if any_kept and self.trajectories < 3:
+            raise SliderError("Pool.trajectories must be at least 4 where the concept has prompts to preserve")
         questions, dials, seeds = [], [], []
         for pair in range((self.trajectories + 1) // 2):
             seed, magnitude = rng.randrange(2**31), rng.uniform(0, self.dial)
@@ -172,6 +174,8 @@ class Pool(StateSource):
         return _Contents(lesson, torch.isin(question, teacher.kept), step, adapter.state())
 
     def state_dict(self) -> dict[str, Any]:
+        if self._restored is not None:
+            return {"made_at": self._restored[0], "adapter": self._restored[1]}
         if self._contents is None:
             return {}
         return {"made_at": self._contents.made_at, "adapter": self._contents.adapter}

@@ -69,16 +69,20 @@ class Teacher:
         return guided(self.backbone, self.targets(questions), empty, guidance)
 
     @torch.no_grad()
-    def answer(self, state: TensorBatch, questions: Tensor, chunk: int = 64) -> tuple[Tensor, Tensor]:
+    def answer(
+        self, state: TensorBatch, questions: Tensor, chunk: int = 64, with_base: bool = True
+    ) -> tuple[Tensor, Tensor]:
         """The base prediction and the direction at each state, ``[n, ...]`` both.
 
         Every prediction that is needed is one row of a batch, and nothing else is computed: 1 + positives + negatives
-        rows for a question with a direction, 1 for a prompt to preserve.
+        rows for a question with a direction, 1 for a prompt to preserve.  Without ``with_base`` the target prompts are
+        not asked, and the first tensor is 0.
         """
         asked: list[tuple[int, int, float, float]] = []  # state row, prompt row, share in base, share in direction
         for row, q in enumerate(questions.tolist()):
             question = self.questions[q]
-            asked.append((row, question.target, 1.0, 0.0))
+            if with_base:
+                asked.append((row, question.target, 1.0, 0.0))
             asked += [(row, p, 0.0, 1 / len(question.positives)) for p in question.positives]
             asked += [(row, n, 0.0, -1 / len(question.negatives)) for n in question.negatives]
         rows, prompts = (torch.tensor(c) for c in zip(*[(a[0], a[1]) for a in asked], strict=True))
@@ -119,7 +123,7 @@ def oracle(
     def predict(state: TensorBatch) -> Tensor:
         out = plain(state)
         for teacher, amount in teachers:
-            _, direction = teacher.answer(state, torch.zeros(len(out), dtype=torch.long))
+            _, direction = teacher.answer(state, torch.zeros(len(out), dtype=torch.long), with_base=False)
             out = steer(out, direction, amount)
         return out
 

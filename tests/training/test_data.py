@@ -1,6 +1,6 @@
 """The items of a step are a function of the run's seed and the step."""
 
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any
 
 import lightning as L
@@ -74,7 +74,7 @@ def test_devices_share_the_batch_of_one_device(world: int) -> None:
 
 def test_loader_gives_every_step_once() -> None:
     data = rich()
-    batches = list(StepLoader(data, 5))
+    batches = list(islice(StepLoader(data, 5), 9))
     assert [plain(batch) for batch in batches] == [plain(data.step_batch(step)) for step in range(5)]
     assert len(StepLoader(data, 5)) == 5
 
@@ -90,7 +90,7 @@ def test_loader_goes_on_where_a_checkpoint_was_written(taken: int) -> None:
     seen = [next(stream).step for stream in [iter(first)] for _ in range(taken)]
     second = StepLoader(rich(), 5)
     second.load_state_dict(first.state_dict())
-    assert seen + [batch.step for batch in second] == list(range(5))
+    assert seen + [batch.step for batch in islice(second, 9)] == list(range(5))
 
 
 @pytest.mark.parametrize(
