@@ -1,7 +1,7 @@
 """Train and measure every concept of the embedded model: `python -m benchmarks.avatars`.
 
 For each config in `configs/avatars/` it trains the slider (a run that is already there is kept), measures it and its
-training-free oracle on the same held-out scenes, and writes the table `docs/avatars_table.md` with the strips beside it.
+training-free oracle on the same held-out scenes, and writes `docs/avatars_table.md` with the strips beside it.
 """
 
 import json

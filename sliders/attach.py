@@ -252,11 +252,15 @@ class Adapter:
         for layer in self._layers.values():
             layer._disable_adapters = not on
 
+    def _named_factors(self) -> Iterator[tuple[str, nn.Parameter]]:
+        for name, layer in self._layers.items():
+            for factor, of_layer in (("A", layer.lora_A), ("B", layer.lora_B)):
+                yield f"{name}.{factor}", of_layer[_PEFT_NAME].get_parameter("weight")
+
     def parameters(self) -> Iterator[nn.Parameter]:
         """What is trained: every layer's ``A`` and ``B``."""
-        for layer in self._layers.values():
-            yield from layer.lora_A[_PEFT_NAME].parameters()
-            yield from layer.lora_B[_PEFT_NAME].parameters()
+        for _, factor in self._named_factors():
+            yield factor
 
     def touches(self, prefixes: Iterable[str]) -> bool:
         """Whether any adapted layer lies under one of these modules."""
@@ -286,14 +290,14 @@ class Adapter:
 
     @torch.no_grad()
     def state(self) -> dict[str, Tensor]:
-        """A copy of the trained factors, for `load_state`."""
-        return {f"{i}": p.detach().clone() for i, p in enumerate(self.parameters())}
+        """A copy of the trained factors by module, for `load_state`."""
+        return {name: factor.detach().clone() for name, factor in self._named_factors()}
 
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Put back what `state` returned."""
-        for i, p in enumerate(self.parameters()):
-            p.copy_(state[f"{i}"])
+        for name, factor in self._named_factors():
+            factor.copy_(state[name])
 
     def remove(self) -> None:
         """Take the LoRA layers out again; the model is what it was, object by object."""
