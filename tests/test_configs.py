@@ -22,8 +22,9 @@ CONCEPTS = sorted(
 
 @pytest.fixture(autouse=True)
 def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Paths in configs are relative to the repository."""
+    """Paths in configs are relative to the repository; pytest's own arguments are none of the run's."""
     monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("sys.argv", ["train.py"])
 
 
 @pytest.fixture

@@ -83,10 +83,14 @@ def caption(avatar: Mapping[str, str], named: Sequence[str], rng: random.Random 
     return ", ".join([head, *parts])
 
 
+def named_at_random(rng: random.Random) -> list[str]:
+    """Some of the attributes: now few, now nearly all."""
+    keep = rng.uniform(0.1, 1.0)
+    return [name for name in VALUES if rng.random() < keep]
+
+
 def training_caption(avatar: Mapping[str, str], rng: random.Random, empty: float = 0.1) -> str:
     """A caption with attributes dropped at random, empty with probability ``empty`` (for guidance)."""
     if rng.random() < empty:
         return ""
-    keep = rng.uniform(0.1, 1.0)
-    named = [name for name in VALUES if rng.random() < keep]
-    return caption(avatar, named, rng)
+    return caption(avatar, named_at_random(rng), rng)

@@ -1,8 +1,6 @@
-"""Training of the avatar diffusion model: tokenizer, CLIP text encoder and UNet, in Stable Diffusion's shape."""
+"""Training of the avatar diffusion model: UNet and text encoder, in Stable Diffusion's shape."""
 
-import json
 import random
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -10,58 +8,12 @@ import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from diffusers.training_utils import compute_snr
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTokenizer
 
 from data.avatars.attributes import Avatar, training_caption
-
-TOKENS = 40  # longest caption, with its begin and end marks
-
-
-def train_tokenizer(avatars: list[Avatar], folder: Path) -> CLIPTokenizer:
-    """Byte-pair encoding learnt from captions, written as CLIP's `vocab.json` and `merges.txt`."""
-    rng = random.Random("tokenizer")
-    text = [training_caption(avatar, rng, empty=0) for avatar in avatars for _ in range(2)]
-    tokenizer = Tokenizer(models.BPE(unk_token="<|endoftext|>", end_of_word_suffix="</w>"))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(False)])
-    marks = ["<|startoftext|>", "<|endoftext|>"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=700,
-        special_tokens=marks,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        end_of_word_suffix="</w>",
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(text, trainer)
-    model = json.loads(tokenizer.to_str())["model"]
-    vocabulary: dict[str, int] = model["vocab"]
-    for letter in sorted(pre_tokenizers.ByteLevel.alphabet()):  # a single letter may end a word nobody trained on
-        vocabulary.setdefault(letter + "</w>", len(vocabulary))
-    merges: Any = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in model["merges"]]
-    folder.mkdir(parents=True, exist_ok=True)
-    clip = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=TOKENS, pad_token="<|endoftext|>")
-    clip.save_pretrained(folder)
-    return clip
-
-
-def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """A CLIP text encoder of 3 layers and width 128."""
-    marks: dict[str, Any] = {f"{m}_token_id": getattr(tokenizer, f"{m}_token_id") for m in ("bos", "eos", "pad")}
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=128,
-            intermediate_size=512,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            max_position_embeddings=TOKENS,
-            projection_dim=128,
-            **marks,
-        )
-    )
+from data.avatars.text import encode_caption, new_text_encoder
 
 
 def new_unet() -> UNet2DConditionModel:
@@ -103,8 +55,7 @@ class CaptionedLatents(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         text = training_caption(self.avatars[index], self.rng)
-        tokens = self.tokenizer(text, padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt")
-        return self.latents[index], tokens.input_ids[0]  # pyright: ignore[reportAttributeAccessIssue]
+        return self.latents[index], encode_caption(self.tokenizer, text)
 
 
 def noise_weight(snr: Tensor, gamma: float = 6.0, largest: float = 25.0) -> Tensor:

@@ -121,11 +121,11 @@ def test_every_family_trains_in_the_same_way(kind: str, tmp_path: Path) -> None:
     model.detach_slider()
     fresh = type(backbone)(folder)  # pyright: ignore[reportCallIssue]
     fresh.load()
-    assert all(torch.equal(value, fresh.state_dict()[name]) for name, value in model.backbone.state_dict().items())
+    assert runs.equal(model.backbone.state_dict(), fresh.state_dict())
 
 
 @pytest.mark.parametrize(
-    "targets", [["xattn-strict"], ["selfattn"], ["noxattn"], ["full"], ["text-encoder"], ["text-encoder", "xattn"]]
+    "targets", [["xattn-strict"], ["full"], ["text-encoder"], ["text-encoder", "xattn"]], ids="+".join
 )
 def test_every_target_group_trains(base: Path, tmp_path: Path, targets: list[str]) -> None:
     """After the second step, the first that has a gradient on both factors, every layer has moved."""
@@ -139,8 +139,7 @@ def test_every_target_group_trains(base: Path, tmp_path: Path, targets: list[str
     assert not still
 
 
-@pytest.mark.parametrize("signs", [[1], [-1]])
-def test_one_sign_is_an_erasure(base: Path, tmp_path: Path, signs: list[int]) -> None:
+def test_one_sign_is_an_erasure(base: Path, tmp_path: Path) -> None:
     """One sign at one magnitude: the model is moved there for good, and learns that."""
     seen: list[Tensor] = []
 
@@ -150,8 +149,8 @@ def test_one_sign_is_an_erasure(base: Path, tmp_path: Path, signs: list[int]) ->
             pl_module.loss.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].dial))
 
     model, curve = runs.module(base), runs.Curve()
-    runs.fit(model, tmp_path, 12, callbacks=[curve, Dials()], data={"signs": signs, "magnitude": (1.0, 1.0)})
-    assert {float(d) for dial in seen for d in dial} == {float(signs[0])}
+    runs.fit(model, tmp_path, 12, callbacks=[curve, Dials()], data={"signs": [-1], "magnitude": (1.0, 1.0)})
+    assert {float(d) for dial in seen for d in dial} == {-1.0}
     assert sum(curve.values["effect"][-3:]) / 3 > 0.2
 
 
@@ -250,9 +249,9 @@ class TestResume:
         model = runs.module(base, SOURCES[whole[0]]())
         return runs.fit(model, checkpoint.parent / "again", 7, resume=checkpoint, **EXTRA[whole[0]])
 
-    @pytest.mark.parametrize("step", [1, 3, 5, 6])
+    @pytest.mark.parametrize("step", [2, 3, 5])
     def test_from_any_step(self, base: Path, whole: tuple[str, Path, dict[str, Tensor]], step: int) -> None:
-        """From between two fillings of the pool, just before one, and just after one."""
+        """A pool is filled at steps 0, 3 and 6: from between, and from just before one."""
         assert runs.equal(self.go_on(base, whole, whole[1] / f"{step}.ckpt"), whole[2])
 
     def test_it_is_the_checkpoint_that_makes_them_equal(
