@@ -21,6 +21,7 @@ from sliders.evaluation.plots import dose_response_figure, save_figure
 from sliders.evaluation.report import Evaluation, evaluate_dial, write_report
 from sliders.evaluation.sampling import Sampling, sample_oracle
 from sliders.formats import diffusers as slider_file
+from sliders.formats.metadata import concept_of
 
 CONCEPTS = ("smile", "surprise", "glasses", "beard", "hair_length", "hair_darkness")
 DIALS = (-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0)
@@ -70,7 +71,7 @@ def main(
     for name in CONCEPTS:
         folder = train(name, runs)
         slider = slider_file.load(folder / f"{name}.safetensors")
-        concept, eta = slider_file.concept_of(slider), float(slider.metadata["sliders.eta"])
+        concept, eta = concept_of(slider), float(slider.metadata["sliders.eta"])
         training = json.loads(slider.metadata["sliders.training"])
         evaluation_folder = folder / "evaluation"
         with attach(backbone, [slider]) as dials:

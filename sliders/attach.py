@@ -16,6 +16,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import Conv2d as LoraConv2d
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from sliders.algebra.edit import Edit, Translation
 from sliders.algebra.lowrank import LowRank
@@ -32,7 +33,12 @@ def editable_modules(model: nn.Module) -> list[str]:
 
 
 def _is_editable(layer: nn.Module) -> bool:
-    return isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1)
+    return isinstance(layer, nn.Linear | Conv1D) or (isinstance(layer, nn.Conv2d) and layer.groups == 1)
+
+
+def _as_edited(layer: nn.Module, weight: Tensor) -> Tensor:
+    """A layer's weight with the outputs first, as edits have it: GPT-2's `Conv1D` is a linear layer transposed."""
+    return weight.T if isinstance(layer, Conv1D) else weight
 
 
 def select_modules(model: nn.Module, patterns: Sequence[str], candidates: Sequence[str] | None = None) -> list[str]:
@@ -68,11 +74,9 @@ def _editable(model: nn.Module, name: str, owner: str, shape: tuple[int, ...] | 
     """The layer of that name, if an update (of that shape) can be put on it."""
     layer = _find(model, name, owner)
     weight = getattr(layer, "weight", None)
-    if shape is not None and (weight is None or tuple(weight.shape) != tuple(shape)):
-        raise SliderError(
-            f"{owner} changes {name!r} by {tuple(shape)}, but the layer there has "
-            f"{None if weight is None else tuple(weight.shape)}"
-        )
+    has = None if weight is None else tuple(_as_edited(layer, weight).shape)
+    if shape is not None and has != tuple(shape):
+        raise SliderError(f"{owner} changes {name!r} by {tuple(shape)}, but the layer there has {has}")
     if not _is_editable(layer):
         raise SliderError(
             f"{owner} changes {name!r}, a {type(layer).__name__}; "
@@ -229,7 +233,8 @@ class Adapter:
             _editable(model, name, "the slider")
         frozen = {name: p.requires_grad for name, p in model.named_parameters()}
         exactly = "|".join(map(re.escape, self.modules))  # PEFT takes a list for the ends of names
-        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=exactly)  # pyright: ignore[reportArgumentType]
+        transposed = any(isinstance(model.get_submodule(name), Conv1D) for name in self.modules)
+        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=exactly, fan_in_fan_out=transposed)  # pyright: ignore[reportArgumentType]
         inject_adapter_in_model(config, model, adapter_name=_PEFT_NAME)
         self._frozen = frozen
         self._layers: dict[str, LoraLayer] = {}
@@ -325,10 +330,11 @@ def baked(model: nn.Module, edit: Edit) -> Iterator[None]:
     """
     with ExitStack() as stack:
         for name in edit.modules:
-            weight = getattr(_find(model, name, "the edit"), "weight", None)
+            layer = _find(model, name, "the edit")
+            weight = getattr(layer, "weight", None)
             if not isinstance(weight, nn.Parameter):
                 raise SliderError(f"the edit changes {name!r}, which has no weight of its own")
             original = weight.data
-            weight.data = edit.apply(name, original)
+            weight.data = _as_edited(layer, edit.apply(name, _as_edited(layer, original))).contiguous()
             stack.callback(setattr, weight, "data", original)
         yield

@@ -13,7 +13,7 @@ from rich.table import Table
 from sliders.algebra.edit import Translation
 from sliders.algebra.slider import Slider
 from sliders.attach import attach, baked
-from sliders.backbones.base import AbstractBackbone
+from sliders.backbones.base import DiffusionBackbone
 from sliders.backbones.unet import UNetBackbone
 from sliders.concept import Concept
 from sliders.console import hush_libraries, say
@@ -24,6 +24,7 @@ from sliders.evaluation.plots import dial_label, dose_response_figure, grid, sav
 from sliders.evaluation.report import STRIP_ROWS, evaluate_dial, heldout_prompts, write_report
 from sliders.evaluation.sampling import Sampling, Scene, sample, sample_oracle, scenes
 from sliders.formats import diffusers as slider_file
+from sliders.formats.metadata import check_base, concept_of
 
 T = TypeVar("T")
 
@@ -35,12 +36,12 @@ _JUDGE = AVATARS / "judge.safetensors"
 DRIFT_AT_1, DRIFT_AT_2 = 0.08, 0.12
 
 
-def _load(files: Sequence[Path], backbone: AbstractBackbone, any_base: bool) -> list[Slider]:
+def _load(files: Sequence[Path], backbone: DiffusionBackbone, any_base: bool) -> list[Slider]:
     backbone.load()
     loaded = [slider_file.load(file) for file in files]
     for slider in loaded:
         if not any_base:
-            slider_file.check_base(slider, backbone.fingerprint(), backbone.base_model)
+            check_base(slider, backbone.fingerprint(), backbone.base_model)
     return loaded
 
 
@@ -85,7 +86,7 @@ def suggest_eta(amounts: Sequence[float], dose: DoseResponse) -> tuple[float | N
 
 def preview(
     concept: Path,
-    backbone: AbstractBackbone = _BASE,
+    backbone: DiffusionBackbone = _BASE,
     judge: Path | None = _JUDGE,
     amounts: list[float] | None = None,
     pictures: int = 32,
@@ -132,7 +133,7 @@ def generate(
     slider: Path | list[Path] | None = None,
     dial: float | list[float] = 1.0,
     seed: int | list[int] = 0,
-    backbone: AbstractBackbone = _BASE,
+    backbone: DiffusionBackbone = _BASE,
     sampling: Sampling | None = None,
     out: Path = Path("grid.png"),
     any_base: bool = False,
@@ -168,7 +169,7 @@ def generate(
 
 def evaluate(
     slider: Path,
-    backbone: AbstractBackbone = _BASE,
+    backbone: DiffusionBackbone = _BASE,
     concept: Path | None = None,
     judge: Path | None = _JUDGE,
     dials: list[float] | None = None,
@@ -195,7 +196,7 @@ def evaluate(
         any_base: load a slider that was made for another base.
     """
     loaded = _load([slider], backbone, any_base)[0]
-    what = Concept.load(concept) if concept else slider_file.concept_of(loaded)
+    what = Concept.load(concept) if concept else concept_of(loaded)
     strength = eta if eta is not None else float(loaded.metadata.get("sliders.eta", 1.0))
     positions = sorted({0.0, *(dials if dials is not None else [-2, -1.5, -1, -0.5, 0.5, 1, 1.5, 2])})
     with attach(backbone, [loaded]) as attached:
@@ -219,7 +220,7 @@ def bake(
     slider: Path | list[Path],
     out: Path,
     dial: float | list[float] = 1.0,
-    backbone: AbstractBackbone = _BASE,
+    backbone: DiffusionBackbone = _BASE,
     any_base: bool = False,
 ) -> None:
     """Write a whole model with sliders merged into it; the dials are gone then.

@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from sliders.algebra.edit import Translation
 from sliders.algebra.lowrank import LowRank
@@ -43,5 +44,7 @@ def moved(model: Model, *updates: Translation) -> Model:
     with torch.no_grad():
         for update in updates:
             for module, part in update.items():
-                oracle.get_submodule(module).get_parameter("weight").add_(part.dense())
+                layer = oracle.get_submodule(module)
+                dense = part.dense()
+                layer.get_parameter("weight").add_(dense.T if isinstance(layer, Conv1D) else dense)
     return oracle

@@ -13,10 +13,9 @@ from sliders.algebra.lowrank import LowRank
 from sliders.algebra.slider import Slider
 from sliders.attach import attach
 from sliders.backbones.unet import UNetBackbone
-from sliders.concept import Concept
+from sliders.concept import Concept, read_prompts
 from sliders.evaluation.dose import DoseResponse, dose_response
 from sliders.evaluation.judge import AttributeJudge
-from sliders.evaluation.report import read_prompts
 from sliders.evaluation.sampling import Sampling, Scene, sample, sample_dial, scenes
 from sliders.formats import diffusers as slider_file
 

@@ -19,6 +19,7 @@ from sliders.concept import Concept
 from sliders.evaluation.dose import DoseResponse, Drift
 from sliders.evaluation.judge import AttributeJudge
 from sliders.formats import diffusers as slider_file
+from sliders.formats.metadata import describe
 from tests import tiny
 from tests.commands import Ended, World, run, world
 from tests.evaluation.conftest import random_slider
@@ -47,7 +48,7 @@ def save_slider(here: World, base: UNetBackbone, name: str, target: str, **chang
     """Write a random slider that says what it is."""
     concept = Concept.load(here.concept)
     said: dict[str, Any] = {"base_model": base.base_model, "fingerprint": base.fingerprint(), "eta": 1.5, **changes}
-    metadata = slider_file.describe(concept, rank=2, alpha=2.0, targets=[target], training={}, **said)
+    metadata = describe(concept, rank=2, alpha=2.0, targets=[target], training={}, **said)
     slider_file.save(Slider(name, random_slider(base, target).update, metadata), here.folder / f"{name}.safetensors")
     return here.folder / f"{name}.safetensors"
 

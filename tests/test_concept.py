@@ -32,7 +32,7 @@ def test_load(tmp_path: Path) -> None:
     concept = Concept.load(write(tmp_path, PLAIN))
     assert concept.target == "a person"
     assert concept.negatives == ["a sad person", "an angry person"]
-    assert concept.measure == Measure("expression", "happy", Path("data/heldout.txt"))
+    assert concept.measure == Measure("expression", Path("data/heldout.txt"), "happy")
 
 
 @pytest.mark.parametrize("dropped", [(), ("contexts", "preserve", "measure")])

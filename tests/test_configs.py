@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sliders.backbones.unet import UNetBackbone
+from sliders.backbones.base import AbstractBackbone
 from sliders.concept import Concept
 from sliders.evaluation.report import heldout_prompts
 from sliders.training.cli import SliderCLI
@@ -47,7 +47,7 @@ def test_a_config_instantiates_without_reading_a_model(file: Path, tmp_path: Pat
     """The accelerator is the one thing that is not asked of this machine."""
     made = SliderCLI(["--config", str(file), "--trainer.accelerator", "cpu", "--runs", str(tmp_path / "runs")])
     backbone = made.model.backbone
-    assert isinstance(backbone, UNetBackbone)
+    assert isinstance(backbone, AbstractBackbone)
     assert backbone.pipeline is None
     assert not (tmp_path / "runs").exists()
     groups = backbone.target_groups()

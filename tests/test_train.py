@@ -16,6 +16,7 @@ import train
 from sliders.algebra.slider import Slider
 from sliders.concept import Concept
 from sliders.formats import diffusers as slider_file
+from sliders.formats.metadata import concept_of
 from tests import tiny
 from tests.commands import ROOT, Ended, World, run, world
 
@@ -66,7 +67,7 @@ class TestRun:
     def test_the_slider_is_a_trained_one(self, finished: tuple[Path, Ended], here: World) -> None:
         slider = slider_file.load(finished[0] / "happy.safetensors")
         assert slider.update.norm() > 0
-        assert slider_file.concept_of(slider) == Concept.load(here.concept)
+        assert concept_of(slider) == Concept.load(here.concept)
         assert slider.metadata["sliders.base_model"] == str(here.model)
 
     def test_its_config_makes_the_same_slider_again(

@@ -1,7 +1,7 @@
 """Build the embedded avatar model from nothing: `python -m data.avatars.build all`.
 
 Stages, each resumable (run the same command again): `vae`, `judge`, `text`, `diffusion`, `export`.  Work in progress
-lies in `data/avatars/cache/`; `export` writes `data/avatars/model/` and `judge` writes `data/avatars/judge.safetensors`.
+lies in `data/avatars/cache/`; `export` writes `data/avatars/model/`, `judge` writes `data/avatars/judge.safetensors`.
 """
 
 import os

@@ -1,17 +1,21 @@
 """What every model family offers to the rest of the package."""
 
+import hashlib
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from sliders.algebra.slider import Slider
 from sliders.attach import editable_modules, select_modules
 from sliders.batch import TensorBatch
 from sliders.errors import SliderError
+from sliders.formats import diffusers
 
 Predictor = Callable[[TensorBatch], Tensor]
 """From a state to the prediction for it."""
@@ -39,6 +43,12 @@ class AbstractBackbone(ABC, nn.Module):
     predicting_modules: tuple[str, ...] = ()
     """Top-level modules that `predict` runs.  A slider can be on these and on `conditioning_modules`, nowhere else."""
 
+    modality: ClassVar[str]
+    """Which wording of a concept speaks to it: ``image`` or ``text``."""
+
+    space: str
+    """Where predictions lie, for losses that are made for one space: one of `sliders.losses.erasure.SPACES`."""
+
     @abstractmethod
     def load(self) -> None:
         """Read the weights, frozen and in evaluation mode.  Calling it again does nothing."""
@@ -65,6 +75,73 @@ class AbstractBackbone(ABC, nn.Module):
         """The model's prediction ``[n, ...]``, row by row."""
 
     @abstractmethod
+    def export(self, folder: Path) -> None:
+        """Write the model as it is now in the layout its own library loads."""
+
+    @abstractmethod
+    def save_slider(self, slider: Slider, folder: Path) -> Path:
+        """Write a slider into ``folder`` in the layout that the model's own library loads; returns where it is."""
+
+    @abstractmethod
+    def usage(self, slider: Slider, saved: Path) -> list[str]:
+        """Lines that say how to load the slider in the model's own library."""
+
+    def complete(self, state: TensorBatch, conditioning: TensorBatch) -> TensorBatch:
+        """A state with what the frozen model must be asked before anyone else is; most states need nothing."""
+        return state
+
+    def weight(self, state: TensorBatch) -> Tensor | None:
+        """How much each position of a prediction counts, for every dimension but the last; None: all the same."""
+        return None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def reaches(self, layer: str) -> bool:
+        """Whether a prediction depends on a layer, so that a slider there could be trained."""
+        return layer.split(".")[0] in {*self.conditioning_modules, *self.predicting_modules}
+
+    def select_targets(self, targets: Sequence[str]) -> list[str]:
+        """Layers for a slider: each target is the name of a group or a regular expression over layer names.
+
+        Raises:
+            SliderError: a target that is neither a group nor matches a layer, with the groups and the nearest layers.
+        """
+        names = [name for name in editable_modules(self) if self.reaches(name)]
+        groups = self.target_groups()
+        chosen: set[str] = set()
+        for target in targets:
+            if (group := groups.get(target)) is None:
+                try:
+                    chosen.update(select_modules(self, [target], names))
+                except SliderError as error:
+                    raise SliderError(f"{error}. Groups of this model: {', '.join(groups)}") from None
+                continue
+            found = select_modules(self, group.include, names)
+            chosen.update(name for name in found if not any(re.search(pattern, name) for pattern in group.exclude))
+        return [name for name in names if name in chosen]
+
+
+class DiffusionBackbone(AbstractBackbone):
+    """A model that makes a picture by following its predictions from noise."""
+
+    modality = "image"
+    space = "noise or velocity"
+
+    def save_slider(self, slider: Slider, folder: Path) -> Path:
+        file = folder / f"{slider.name}.safetensors"
+        diffusers.save(slider, file)
+        return file
+
+    def usage(self, slider: Slider, saved: Path) -> list[str]:
+        return [
+            f"pipe.load_lora_weights({str(saved)!r}, adapter_name={slider.name!r})",
+            f"pipe.set_adapters([{slider.name!r}], [1.0])",
+        ]
+
+    @abstractmethod
     def start(self, seeds: Sequence[int]) -> Tensor:
         """Where trajectories begin: a row for each seed, the same whatever stands in the other rows."""
 
@@ -79,36 +156,6 @@ class AbstractBackbone(ABC, nn.Module):
     @abstractmethod
     def decode(self, finished: TensorBatch) -> Tensor:
         """Pictures ``[n, 3, h, w]`` in [-1, 1] of finished states."""
-
-    @abstractmethod
-    def export(self, folder: Path) -> None:
-        """Write the model as it is now in the layout its own library loads."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.parameters()).device
-
-    def select_targets(self, targets: Sequence[str]) -> list[str]:
-        """Layers for a slider: each target is the name of a group or a regular expression over layer names.
-
-        Raises:
-            SliderError: a target that is neither a group nor matches a layer, with the groups and the nearest layers.
-        """
-        run = {*self.conditioning_modules, *self.predicting_modules}
-        names = [name for name in editable_modules(self) if name.split(".")[0] in run]
-        groups = self.target_groups()
-        chosen: set[str] = set()
-        for target in targets:
-            if (group := groups.get(target)) is None:
-                try:
-                    chosen.update(select_modules(self, [target], names))
-                except SliderError as error:
-                    raise SliderError(f"{error}. Groups of this model: {', '.join(groups)}") from None
-                continue
-            found = select_modules(self, group.include, names)
-            chosen.update(name for name in found if not any(re.search(pattern, name) for pattern in group.exclude))
-        return [name for name in names if name in chosen]
 
 
 def guided(backbone: AbstractBackbone, prompt: TensorBatch, empty: TensorBatch, guidance: float) -> Predictor:
@@ -127,3 +174,12 @@ def guided(backbone: AbstractBackbone, prompt: TensorBatch, empty: TensorBatch, 
         return without + guidance * (with_prompt - without)
 
     return predict
+
+
+def hash_weights(model: nn.Module) -> str:
+    """sha256 over names and float32 content of all parameters, so that the stored precision does not matter."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:32]

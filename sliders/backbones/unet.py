@@ -1,20 +1,19 @@
 """Latent diffusion models with a UNet: Stable Diffusion 1.x and 2.x, noise or v prediction."""
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, PNDMScheduler
-from torch import Tensor, nn
+from torch import Tensor
 
-from sliders.backbones.base import AbstractBackbone, Predictor, TargetGroup
+from sliders.backbones.base import DiffusionBackbone, Predictor, TargetGroup, hash_weights
 from sliders.batch import TensorBatch
 from sliders.errors import SliderError
 
 
-class UNetBackbone(AbstractBackbone):
+class UNetBackbone(DiffusionBackbone):
     """Stable Diffusion: states are noisy latents and their timestep, predictions are what the UNet is trained for.
 
     Whether that is noise or v is left to the model's own scheduler.
@@ -72,7 +71,7 @@ class UNetBackbone(AbstractBackbone):
         self.unet, self.vae = pipeline.unet, pipeline.vae
         for name in self.encoders:
             setattr(self, name, getattr(pipeline, name))
-        self._fingerprint = _hash_weights(self)
+        self._fingerprint = hash_weights(self)
         if self.channels_last:
             self.unet.to(memory_format=torch.channels_last)
             self.vae.to(memory_format=torch.channels_last)
@@ -133,12 +132,3 @@ class UNetBackbone(AbstractBackbone):
 
     def export(self, folder: Path) -> None:
         self.pipeline.save_pretrained(folder)
-
-
-def _hash_weights(model: nn.Module) -> str:
-    """sha256 over names and float32 content of all parameters, so that the stored precision does not matter."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:32]

@@ -8,7 +8,7 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from sliders.backbones.base import AbstractBackbone, guided
+from sliders.backbones.base import DiffusionBackbone, guided
 from sliders.batch import join
 from sliders.concept import Measure
 from sliders.evaluation.judge import AttributeJudge
@@ -121,7 +121,7 @@ class Straightness:
 
 @torch.no_grad()
 def straightness(
-    backbone: AbstractBackbone, turn: Turn, wanted: Sequence[Scene], how: Sampling | None = None
+    backbone: DiffusionBackbone, turn: Turn, wanted: Sequence[Scene], how: Sampling | None = None
 ) -> Straightness:
     """Measure the dial's change ``d(s)`` of the prediction at a third of the base's own states."""
     how = how or Sampling()

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import matplotlib
 
@@ -14,7 +15,11 @@ from torch import Tensor
 
 from sliders.evaluation.dose import DoseResponse
 
+if TYPE_CHECKING:
+    from sliders.evaluation.text import TextDose
+
 _INK, _PAPER = "#1b1f24", "#ffffff"
+_COLORS = ("#d1495b", "#30638e", "#8d96a3", "#edae49")
 _GAP, _MARGIN, _LABEL = 3, 10, 30
 
 
@@ -71,7 +76,7 @@ def strip(pictures: Tensor, dials: Sequence[float], prompts: Sequence[str], titl
 def dose_response_figure(title: str, responses: Mapping[str, DoseResponse]) -> Figure:
     """The concept's probability over the dial with its standard error, and the worst drift of anything else."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.8), layout="constrained")
-    for (label, dose), color in zip(responses.items(), ("#d1495b", "#30638e", "#8d96a3", "#edae49"), strict=False):
+    for (label, dose), color in zip(responses.items(), _COLORS, strict=False):
         mean, error = np.array(dose.response), np.array(dose.error)
         left.plot(dose.dials, mean, "o-", color=color, label=label)
         left.fill_between(dose.dials, mean - error, mean + error, color=color, alpha=0.2, linewidth=0)
@@ -87,6 +92,29 @@ def dose_response_figure(title: str, responses: Mapping[str, DoseResponse]) -> F
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(frameon=False)
     figure.suptitle(title)
+    return figure
+
+
+def text_dose_figure(doses: Mapping[str, "TextDose"]) -> Figure:
+    """The score of what a language model says over the dial, and what the dial does to neutral text."""
+    figure, axes = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
+    for (label, dose), color in zip(doses.items(), _COLORS, strict=False):
+        mean, error = np.array(dose.response), np.array(dose.error)
+        axes[0].plot(dose.dials, mean, "o-", color=color, label=label)
+        axes[0].fill_between(dose.dials, mean - error, mean + error, color=color, alpha=0.2, linewidth=0)
+        axes[1].plot(dose.dials, dose.perplexity, "o-", color=color, label=label)
+        axes[2].plot(dose.dials, dose.repetition, "o-", color=color, label=label)
+    first = next(iter(doses.values()))
+    axes[0].set(title=f"what it says: {first.score or 'log-odds'}", xlabel="dial", ylabel="mean of held-out prompts")
+    axes[1].set(title="perplexity of neutral text", xlabel="dial")
+    axes[2].set(title="repetition", xlabel="dial", ylabel="trigrams said before")
+    axes[1].set_ylim(bottom=0)
+    axes[2].set_ylim(bottom=0)
+    for axis in axes:
+        axis.axvline(0, color="#d0d7de", linewidth=1, zorder=0)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.legend(frameon=False)
+    figure.suptitle(first.concept)
     return figure
 
 

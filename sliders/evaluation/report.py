@@ -9,27 +9,14 @@ from typing import Any
 from rich.table import Table
 from torch import Tensor
 
-from sliders.backbones.base import AbstractBackbone
-from sliders.concept import Concept
-from sliders.errors import SliderError
+from sliders.backbones.base import DiffusionBackbone
+from sliders.concept import Concept, read_prompts
 from sliders.evaluation.dose import DoseResponse, Straightness, dose_response, straightness
 from sliders.evaluation.judge import AttributeJudge
 from sliders.evaluation.plots import dial_label, dose_response_figure, save_figure, strip
 from sliders.evaluation.sampling import Sampling, Scene, Turn, sample_dial, sample_oracle, scenes
 
 STRIP_ROWS = 6
-
-
-def read_prompts(file: Path) -> list[str]:
-    """The prompts of a text file, one a line; blank lines and lines that start with # are left out."""
-    try:
-        lines = [line.strip() for line in file.read_text().splitlines()]
-    except OSError as error:
-        raise SliderError(f"cannot read the prompts {file}: {error.strerror}") from error
-    prompts = [line for line in lines if line and not line.startswith("#")]
-    if not prompts:
-        raise SliderError(f"{file} holds no prompts")
-    return prompts
 
 
 def heldout_prompts(concept: Concept) -> list[str]:
@@ -105,7 +92,7 @@ class Evaluation:
 
 
 def evaluate_dial(
-    backbone: AbstractBackbone,
+    backbone: DiffusionBackbone,
     turn: Turn,
     concept: Concept,
     judge: AttributeJudge | None,

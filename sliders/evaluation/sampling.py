@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sliders.backbones.base import AbstractBackbone, Predictor, guided
+from sliders.backbones.base import DiffusionBackbone, Predictor, guided
 from sliders.batch import TensorBatch
 from sliders.concept import Concept
 from sliders.training.teacher import oracle
@@ -44,19 +44,19 @@ def scenes(prompts: Sequence[str], count: int, first_seed: int = 1000) -> list[S
     return [Scene(prompts[i % len(prompts)], first_seed + i) for i in range(count)]
 
 
-def conditionings(backbone: AbstractBackbone, prompts: Sequence[str]) -> tuple[TensorBatch, TensorBatch]:
+def conditionings(backbone: DiffusionBackbone, prompts: Sequence[str]) -> tuple[TensorBatch, TensorBatch]:
     """Of the prompts, and of the empty prompt as often."""
     return backbone.encode(prompts), backbone.encode([""] * len(prompts))
 
 
-def finish(backbone: AbstractBackbone, predict: Predictor, seeds: Sequence[int], steps: int) -> Tensor:
+def finish(backbone: DiffusionBackbone, predict: Predictor, seeds: Sequence[int], steps: int) -> Tensor:
     """Follow a predictor from noise to pictures ``[n, 3, h, w]`` in [-1, 1]."""
     *_, finished = backbone.trajectory(predict, backbone.start(seeds), steps)
     return backbone.decode(finished).cpu().float()
 
 
 @torch.no_grad()
-def sample(backbone: AbstractBackbone, wanted: Sequence[Scene], how: Sampling | None = None) -> Tensor:
+def sample(backbone: DiffusionBackbone, wanted: Sequence[Scene], how: Sampling | None = None) -> Tensor:
     """A picture of each scene, with whatever is attached to the model; ``[n, 3, h, w]``."""
     how = how or Sampling()
     pictures = []
@@ -80,7 +80,7 @@ def _over_dial(
 
 @torch.no_grad()
 def sample_dial(
-    backbone: AbstractBackbone,
+    backbone: DiffusionBackbone,
     turn: Turn,
     wanted: Sequence[Scene],
     positions: Sequence[float],
@@ -98,7 +98,7 @@ def sample_dial(
 
 @torch.no_grad()
 def sample_oracle(
-    backbone: AbstractBackbone,
+    backbone: DiffusionBackbone,
     concept: Concept,
     eta: float,
     wanted: Sequence[Scene],

@@ -2,16 +2,14 @@
 
 Keys are ``<component>.<module>.lora_A.weight`` and ``lora_B.weight``.  Alpha is folded into ``lora_B`` when a slider
 leaves training, and folded in again nowhere: what is written has alpha = rank in every module, so that a client that
-ignores alpha turns the same dial.  Metadata under ``sliders.*`` says what the slider is, on which base, and how it
-was measured; ``modelspec.*`` says so in the words of the ModelSpec standard.
+ignores alpha turns the same dial.  What the metadata says of the slider is in `sliders.formats.metadata`.
 """
 
 import collections
-import datetime
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,45 +21,10 @@ from torch import Tensor
 from sliders.algebra.edit import Translation
 from sliders.algebra.lowrank import LowRank
 from sliders.algebra.slider import Slider
-from sliders.concept import Concept
 from sliders.errors import SliderError
 
-SCHEMA_VERSION = "1"
 _PEFT_ALPHA = 8
 """What PEFT takes where its configuration is there and says no alpha."""
-
-
-def describe(
-    concept: Concept,
-    base_model: str,
-    fingerprint: str,
-    rank: int,
-    alpha: float,
-    targets: Sequence[str],
-    eta: float,
-    training: Mapping[str, Any],
-) -> dict[str, str]:
-    """A slider's metadata: what it is and how it was made."""
-    return {
-        "sliders.schema_version": SCHEMA_VERSION,
-        "sliders.name": concept.name,
-        "sliders.concept": json.dumps(concept.to_dict()),
-        "sliders.base_model": base_model,
-        "sliders.base_fingerprint": fingerprint,
-        "sliders.rank": str(rank),
-        "sliders.alpha": str(alpha),
-        "sliders.targets": json.dumps(list(targets)),
-        "sliders.eta": str(eta),
-        "sliders.training": json.dumps(dict(training)),
-        "sliders.dial_range": "[-2, 2]",
-        "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.title": concept.name,
-        "modelspec.architecture": "lora",
-        "modelspec.implementation": "https://github.com/huggingface/diffusers",
-        "modelspec.date": datetime.date.today().isoformat(),
-        "modelspec.description": f"{' / '.join(concept.positives)} (+) against {' / '.join(concept.negatives)} (-)",
-        "modelspec.usage_hint": "weight 1 and -1 are the useful ends; -2 to 2 is the range it was trained for",
-    }
 
 
 def _client_config(update: Translation) -> dict[str, Any]:
@@ -88,8 +51,9 @@ def save(slider: Slider, file: Path) -> None:
         state[f"{name}.lora_A.weight"] = _own(update.A.reshape(-1, *update.shape[1:]))
         tail = [1] * (len(update.shape) - 2)
         state[f"{name}.lora_B.weight"] = _own(update.B.reshape(*update.B.shape, *tail))
-    metadata = {**slider.metadata, "format": "pt", "lora_adapter_metadata": json.dumps(_client_config(slider.update))}
-    metadata["sliders.name"] = slider.name
+    metadata = {**slider.metadata, "format": "pt", "sliders.name": slider.name}
+    metadata["lora_adapter_metadata"] = json.dumps(_client_config(slider.update))
+    metadata["modelspec.implementation"] = "https://github.com/huggingface/diffusers"
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}.tmp")
     try:
@@ -167,32 +131,3 @@ def _scale(config: Mapping[str, Any], name: str, rank: int, alpha: Tensor | None
     common = said.get("lora_alpha", _PEFT_ALPHA) if said else rank
     value = float([*matching, common][0] if alpha is None else alpha)
     return value / (math.sqrt(rank) if said.get("use_rslora") else rank)
-
-
-def concept_of(slider: Slider) -> Concept:
-    """The concept that a slider was trained on.
-
-    Raises:
-        SliderError: the file does not say (it was not made by this package).
-    """
-    if "sliders.concept" not in slider.metadata:
-        raise SliderError(f"slider {slider.name!r} does not say which concept it was trained on")
-    try:
-        plain = json.loads(slider.metadata["sliders.concept"])
-    except ValueError as error:
-        raise SliderError(f"slider {slider.name!r}: its sliders.concept is not JSON: {error}") from error
-    return Concept.from_dict(plain, f"slider {slider.name!r}")
-
-
-def check_base(slider: Slider, fingerprint: str, base_model: str) -> None:
-    """Refuse a slider that was made for another base.
-
-    Raises:
-        SliderError: both fingerprints are known and differ.
-    """
-    wanted = slider.metadata.get("sliders.base_fingerprint")
-    if wanted is not None and wanted != fingerprint:
-        raise SliderError(
-            f"slider {slider.name!r} was made for {slider.metadata.get('sliders.base_model')} (fingerprint {wanted}), "
-            f"but {base_model} has fingerprint {fingerprint}; --any_base true loads it all the same"
-        )

@@ -2,17 +2,25 @@
 
     y*(s) = y0(x, target) + s eta [y0(x, positive) - y0(x, negative)]
 
+It is the same for noise, velocities, log-probabilities and hidden states; what differs is the distance to it.
+
 Sources: ESD (Gandikota et al., ICCV 2023, eq. 6) with s = -1 kept for good; Concept Sliders (Gandikota et al., ECCV
-2024, eq. 7 and 8) with positives and negatives averaged over their lists.
+2024, eq. 7 and 8) with positives and negatives averaged over their lists; ELM (Gandikota et al. 2024, eq. 4) for
+log-probabilities; LoRRA (Zou et al. 2023, section 3.2.2) for hidden states.
 """
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from sliders.batch import per_row
+from sliders.errors import SliderError
+
+SPACES = ("noise or velocity", "log-probabilities", "hidden states")
 
 
 def steer(base: Tensor, direction: Tensor, amount: Tensor) -> Tensor:
@@ -35,53 +43,139 @@ class Prediction:
         base: ``y0(x, target)``.
         direction: ``y0(x, positive) - y0(x, negative)``; 0 for a prompt that must not move.
         dial: ``[n]``.
+        weight: how much each position counts, one dimension less than ``student``; all the same if None.
     """
 
     student: Tensor
     base: Tensor
     direction: Tensor
     dial: Tensor
+    weight: Tensor | None = None
+
+    def averaged(self, error: Tensor) -> Tensor:
+        """The mean over positions of ``error`` ``[n, ...]``, weighted as the positions are; ``[n]``."""
+        if self.weight is None:
+            return error.flatten(1).mean(1)
+        weight = self.weight.to(error).expand_as(error).flatten(1)
+        return (error.flatten(1) * weight).sum(1) / weight.sum(1).clamp_min(1e-12)
 
 
 class AbstractLoss(ABC, nn.Module):
-    """From a prediction to one loss per row."""
-
-    eta: float
-
-    @abstractmethod
-    def forward(self, prediction: Prediction) -> Tensor:
-        """``[n]``, one loss a row."""
-
-
-class ErasureLoss(AbstractLoss):
-    """Mean squared error to the formula's target, divided by the dial squared so that all dials weigh the same.
+    """From a prediction to one loss per row.
 
     Args:
         eta: how far dial 1 moves the prediction, in units of the direction.
     """
 
+    space: ClassVar[str]
+    """One of `SPACES`: what it can be used for."""
+
     def __init__(self, eta: float = 1.0) -> None:
         super().__init__()
         self.eta = eta
 
+    @abstractmethod
     def forward(self, prediction: Prediction) -> Tensor:
-        target = steer(prediction.base, prediction.direction, prediction.dial * self.eta)
-        error = (prediction.student - target).float().square().flatten(1).mean(1)
+        """``[n]``, one loss a row."""
+
+    def target(self, prediction: Prediction) -> Tensor:
+        """What the student should say, ``[n, ...]``."""
+        return steer(prediction.base, prediction.direction, prediction.dial * self.eta)
+
+    def focus(self, prediction: Prediction) -> Tensor:
+        """How much each entry of a prediction matters, broadcastable to it; `progress` weighs by it."""
+        weight = prediction.weight
+        return torch.ones(()).to(prediction.base) if weight is None else weight[..., None].to(prediction.base)
+
+
+class ErasureLoss(AbstractLoss):
+    """Mean squared error to the formula's target, divided by the dial squared so that all dials weigh the same.
+
+    For noise, v and velocities.
+
+    Args:
+        eta: how far dial 1 moves the prediction, in units of the direction.
+    """
+
+    space = "noise or velocity"
+
+    def forward(self, prediction: Prediction) -> Tensor:
+        error = (prediction.student - self.target(prediction)).float().square().flatten(1).mean(1)
         return error / prediction.dial.square()
 
 
+class LogProbabilityLoss(AbstractLoss):
+    """Kullback-Leibler divergence from the formula's target, divided by the dial squared.
+
+    A difference of log-probabilities says nothing of tokens that nobody would say, so only plausible tokens move: those
+    whose base probability is at least ``plausible`` times the largest (contrastive decoding, Li et al. 2022, eq. 2).
+    They share what the base gives to all of them together, and the rest of the vocabulary keeps, as one, what it has.
+    So dial 0 asks for the base itself, which the target cut to plausible tokens and normalised would not.
+
+    Args:
+        eta: how far dial 1 moves the log-probabilities, in units of the direction.
+        plausible: share of the largest base probability from which a token may move.
+    """
+
+    space = "log-probabilities"
+
+    def __init__(self, eta: float = 1.5, plausible: float = 0.05) -> None:
+        super().__init__(eta)
+        if not 0 < plausible < 1:
+            raise SliderError(f"loss.plausible is {plausible}; it must lie between 0 and 1")
+        self.plausible = plausible
+
+    def _moves(self, base: Tensor) -> Tensor:
+        return base >= base.amax(-1, keepdim=True) + math.log(self.plausible)
+
+    def target(self, prediction: Prediction) -> Tensor:
+        """Log-probabilities of the same tokens; those that do not move have the base's."""
+        base, moves = prediction.base.float(), self._moves(prediction.base)
+        steered = steer(base, prediction.direction.float(), prediction.dial * self.eta)
+        steered = steered.masked_fill(~moves, -math.inf)
+        mass = base.masked_fill(~moves, -math.inf).logsumexp(-1, keepdim=True)
+        return torch.where(moves, steered.log_softmax(-1) + mass, base)
+
+    def focus(self, prediction: Prediction) -> Tensor:
+        return super().focus(prediction) * prediction.base.exp() * self._moves(prediction.base)
+
+    def forward(self, prediction: Prediction) -> Tensor:
+        target, student = self.target(prediction), prediction.student.float()
+        moves = self._moves(prediction.base)
+        share, said = (torch.where(moves, x.exp(), 0) for x in (target, student))
+        divergence = (share * torch.where(moves, target - student, 0)).sum(-1)
+        rest, rest_said = (1 - x.sum(-1).clamp(max=1 - 1e-6) for x in (share, said))
+        divergence = divergence + rest * (rest.log() - rest_said.log())
+        return prediction.averaged(divergence) / prediction.dial.square()
+
+
+class HiddenStateLoss(AbstractLoss):
+    """Squared distance of hidden states from the formula's target, relative to the base's size at each position.
+
+    Args:
+        eta: how far dial 1 moves the hidden states, in units of the direction.
+    """
+
+    space = "hidden states"
+
+    def forward(self, prediction: Prediction) -> Tensor:
+        error = (prediction.student - self.target(prediction)).float().square().sum(-1)
+        size = prediction.base.float().square().sum(-1).clamp_min(1e-12)
+        return prediction.averaged(error / size) / prediction.dial.square()
+
+
 @torch.no_grad()
-def progress(prediction: Prediction, eta: float) -> tuple[Tensor, Tensor]:
-    """How much of the direction has been learnt, and how much else has moved.
+def progress(prediction: Prediction, loss: AbstractLoss) -> tuple[Tensor, Tensor]:
+    """How much of what is asked for has been learnt, and how much else has moved.
 
     Returns ``effect``, the least-squares coefficient of the student's change on the change asked for (1 is all of it),
     and ``stray``, the size of the rest of the change relative to the change asked for.  Rows without a direction
     count for neither.
     """
-    asked = steer(torch.zeros_like(prediction.base), prediction.direction, prediction.dial * eta).flatten(1)
-    moved = (prediction.student - prediction.base).float().flatten(1)
-    moved = moved[asked.square().sum(1) > 0]
-    asked = asked[asked.square().sum(1) > 0]
+    rows = prediction.direction.flatten(1).abs().sum(1) > 0
+    focus = loss.focus(prediction).expand_as(prediction.base).float().sqrt()
+    asked = (focus * (loss.target(prediction) - prediction.base).float())[rows]
+    moved = (focus * (prediction.student - prediction.base).float())[rows]
     size = asked.square().sum().clamp_min(1e-12)
     effect = (asked * moved).sum() / size
     stray = ((moved - effect * asked).square().sum() / size).sqrt()

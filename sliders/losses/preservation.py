@@ -19,7 +19,9 @@ class Preservation(nn.Module):
 
     def forward(self, losses: Tensor, preserved: Tensor) -> Tensor:
         """One number from ``losses`` ``[n]`` and the mask ``preserved`` ``[n]``."""
-        total = losses[~preserved].mean()
+        total = losses.new_zeros(())
+        if not preserved.all():
+            total = total + losses[~preserved].mean()
         if preserved.any():
             total = total + self.weight * losses[preserved].mean()
         return total

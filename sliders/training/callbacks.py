@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from sliders.attach import baked
+from sliders.backbones.base import DiffusionBackbone
 from sliders.console import say
 from sliders.errors import SliderError
 from sliders.evaluation.dose import dose_response
@@ -17,7 +18,6 @@ from sliders.evaluation.judge import AttributeJudge
 from sliders.evaluation.plots import strip
 from sliders.evaluation.report import evaluate_dial, heldout_prompts, write_report
 from sliders.evaluation.sampling import Sampling, sample_dial, scenes
-from sliders.formats import diffusers as slider_file
 from sliders.training.module import SliderModule
 
 
@@ -27,12 +27,16 @@ def run_folder(trainer: L.Trainer) -> Path:
 
 
 def write_slider(trainer: L.Trainer, module: SliderModule) -> Path:
-    """Write `<run>/<name>.safetensors` from the main process."""
+    """Write the slider into the run's folder from the main process; returns its file or folder."""
     slider = module.slider()
-    file = run_folder(trainer) / f"{slider.name}.safetensors"
-    if trainer.is_global_zero:
-        slider_file.save(slider, file)
-    return file
+    return module.backbone.save_slider(slider, run_folder(trainer))
+
+
+def denoiser(module: SliderModule) -> DiffusionBackbone:
+    """The module's model, if it makes pictures."""
+    if not isinstance(module.backbone, DiffusionBackbone):
+        raise SliderError(f"{type(module.backbone).__name__} makes no pictures; use TextProbe and TextReport")
+    return module.backbone
 
 
 class SliderWriter(L.Callback):
@@ -49,12 +53,13 @@ class SliderWriter(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, SliderModule)
-        if trainer.global_step % self.every == 0:
+        if trainer.global_step % self.every == 0 and trainer.is_global_zero:
             write_slider(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, SliderModule)
-        write_slider(trainer, pl_module)
+        if trainer.is_global_zero:
+            write_slider(trainer, pl_module)
 
 
 class Probe(L.Callback):
@@ -90,10 +95,10 @@ class Probe(L.Callback):
         if trainer.global_step % self.every or not trainer.is_global_zero:
             return
         assert pl_module.adapter is not None
-        concept = pl_module.concept_data.concept
+        concept = pl_module.concept
         measure = concept.measure
         wanted = scenes(heldout_prompts(concept), self.pictures)
-        pictures = sample_dial(pl_module.backbone, pl_module.adapter.dial, wanted, self.dials, self.sampling)
+        pictures = sample_dial(denoiser(pl_module), pl_module.adapter.dial, wanted, self.dials, self.sampling)
         if self._judge is not None and measure is not None:
             dose = dose_response(self._judge, measure, pictures, self.dials)
             moved = {
@@ -140,9 +145,10 @@ class FinalReport(L.Callback):
         if not trainer.is_global_zero or trainer.interrupted:
             return
         assert pl_module.adapter is not None
-        folder, concept = run_folder(trainer), pl_module.concept_data.concept
+        folder, concept = run_folder(trainer), pl_module.concept
+        backbone = denoiser(pl_module)
         evaluation = evaluate_dial(
-            pl_module.backbone,
+            backbone,
             pl_module.adapter.dial,
             concept,
             judge=AttributeJudge.load(self.judge_file) if self.judge_file else None,
@@ -155,13 +161,13 @@ class FinalReport(L.Callback):
         write_report(evaluation, folder)
         pl_module.measured = evaluation.summary()
         file = write_slider(trainer, pl_module)
+        usage = pl_module.backbone.usage(pl_module.slider(), file)
         say("", *([evaluation.table()] if evaluation.dose else []))
         say(
             f"slider   {file}",
             f"strip    {folder / 'strip.png'}",
             f"turn it  sliders generate {concept.target!r} --slider {file} --dial 1",
-            f"or       pipe.load_lora_weights({str(file)!r}, adapter_name={concept.name!r})",
-            f"         pipe.set_adapters([{concept.name!r}], [1.0])",
+            *[f"{'or' if k == 0 else '':9s}{line}" for k, line in enumerate(usage)],
         )
 
 

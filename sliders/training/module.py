@@ -13,8 +13,9 @@ from sliders.algebra.slider import Slider
 from sliders.attach import Adapter
 from sliders.backbones.base import AbstractBackbone
 from sliders.batch import repeat
+from sliders.concept import Concept
 from sliders.errors import SliderError
-from sliders.formats.diffusers import describe
+from sliders.formats.metadata import describe
 from sliders.losses.erasure import AbstractLoss, Prediction, progress
 from sliders.losses.preservation import Preservation
 from sliders.training.data import ConceptData, StepBatch
@@ -52,6 +53,11 @@ class SliderModule(L.LightningModule):
         super().__init__()
         if rank < 1:
             raise SliderError(f"model.rank is {rank}; it must be at least 1")
+        if loss.space != backbone.space:
+            raise SliderError(
+                f"model.loss is {type(loss).__name__}, which compares {loss.space}, but {type(backbone).__name__} "
+                f"predicts {backbone.space} here; choose a loss for these"
+            )
         self.backbone, self.loss, self.states = backbone, loss, states
         self.preservation = preservation or Preservation()
         self.targets, self.rank, self.alpha = list(targets), rank, float(rank if alpha is None else alpha)
@@ -78,11 +84,19 @@ class SliderModule(L.LightningModule):
             raise SliderError("train a SliderModule with a ConceptData as the trainer's datamodule")
         return data
 
+    @property
+    def concept(self) -> Concept:
+        """The concept in the words for this kind of model."""
+        return self.concept_data.concept.worded(self.backbone.modality)
+
+    def setup(self, stage: str) -> None:
+        _ = self.concept  # a concept without words for this model should be known before the weights are read
+
     def on_fit_start(self) -> None:
         self.backbone.eval()
         self._began = time.monotonic()
         assert self.adapter is not None
-        self.teacher = Teacher(self.backbone, self.concept_data.concept, self.adapter)
+        self.teacher = Teacher(self.backbone, self.concept, self.adapter)
 
     def training_step(self, batch: StepBatch, batch_idx: int) -> Tensor:
         assert self.adapter is not None
@@ -95,10 +109,9 @@ class SliderModule(L.LightningModule):
             student = self.backbone.predict(
                 repeat(lesson.state, times), self.teacher.targets(lesson.question.repeat(times))
             )
-        shape = [times] + [1] * (lesson.base.dim() - 1)
-        prediction = Prediction(student, lesson.base.repeat(shape), lesson.direction.repeat(shape), dial)
+        prediction = Prediction(student, **repeat(lesson.answers(), times), dial=dial)
         loss = self.preservation(self.loss(prediction), batch.preserved.repeat(times).to(dial.device))
-        effect, stray = progress(prediction, self.loss.eta)
+        effect, stray = progress(prediction, self.loss)
         self.log_dict({"loss": loss, "effect": effect, "stray": stray}, prog_bar=True, batch_size=len(batch.seeds))
         self._seconds = time.monotonic() - self._began
         return loss

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sliders.attach import Adapter
+from sliders.backbones.base import DiffusionBackbone
 from sliders.batch import TensorBatch, join, take
 from sliders.errors import SliderError
 from sliders.training.data import StepBatch
@@ -25,16 +26,23 @@ class Lesson:
         question: which of the teacher's questions each row asks, int64 ``[n]``.
         base: the teacher's prediction of the target prompt, ``[n, ...]``.
         direction: the direction to move it along, ``[n, ...]``.
+        weight: how much each position of a prediction counts; all the same if None.
     """
 
     state: TensorBatch
     question: Tensor
     base: Tensor
     direction: Tensor
+    weight: Tensor | None = None
 
     def rows(self, index: Tensor) -> "Lesson":
         """The lesson of these rows."""
-        return Lesson(take(self.state, index), self.question[index], self.base[index], self.direction[index])
+        return Lesson(take(self.state, index), self.question[index], **take(self.answers(), index))
+
+    def answers(self) -> TensorBatch:
+        """What `Prediction` needs of it beside the student's words."""
+        said = {"base": self.base, "direction": self.direction}
+        return said if self.weight is None else said | {"weight": self.weight}
 
 
 class StateSource(ABC):
@@ -56,7 +64,15 @@ class StateSource(ABC):
         """Take up what `state_dict` gave."""
 
 
-def _choose_question(teacher: Teacher, preserved: bool, rng: random.Random) -> int:
+def denoiser(teacher: Teacher) -> DiffusionBackbone:
+    """The teacher's model, if it makes pictures from noise."""
+    if not isinstance(teacher.backbone, DiffusionBackbone):
+        raise SliderError(f"model.states denoises, but {type(teacher.backbone).__name__} does not; use Responses")
+    return teacher.backbone
+
+
+def choose_question(teacher: Teacher, preserved: bool, rng: random.Random) -> int:
+    """One of the questions to move, or to keep."""
     options = teacher.kept if preserved else teacher.moved
     if not len(options):
         raise SliderError("data.preserve_batch_size is above 0, but the concept has no prompts to preserve")
@@ -80,15 +96,16 @@ class Rollout(StateSource):
 
     @torch.no_grad()
     def draw(self, teacher: Teacher, adapter: Adapter, batch: StepBatch) -> Lesson:
+        backbone = denoiser(teacher)
         states, questions = [], []
         for row, (seed, preserved) in enumerate(zip(batch.seeds, batch.preserved.tolist(), strict=True)):
             rng = random.Random(seed)
-            question = torch.tensor([_choose_question(teacher, preserved, rng)])
+            question = torch.tensor([choose_question(teacher, preserved, rng)])
             sign = rng.choice((1, -1)) if self.signed else 1
             depth = rng.randrange(self.steps)
             with adapter.dial(sign * batch.magnitudes[row : row + 1]):
                 predict = teacher.follow(question, self.guidance)
-                path = teacher.backbone.trajectory(predict, teacher.backbone.start([seed]), self.steps)
+                path = backbone.trajectory(predict, backbone.start([seed]), self.steps)
                 states.append(next(state for k, state in enumerate(path) if k == depth))
             teacher.evaluations += depth * (1 if self.guidance == 1 else 2)
             questions.append(question)
@@ -106,7 +123,57 @@ class _Contents:
     adapter: dict[str, Tensor] = field(default_factory=dict)
 
 
-class Pool(StateSource):
+class Pooled(StateSource):
+    """Lessons made many at a time, with the teacher's answers, and kept; steps draw from them.
+
+    A pool is made anew after ``refresh`` training steps, never if that is None.
+    """
+
+    refresh: int | None
+
+    def __init__(self) -> None:
+        self._contents: _Contents | None = None
+        self._restored: tuple[int, dict[str, Tensor]] | None = None
+
+    @abstractmethod
+    def fill(self, teacher: Teacher, adapter: Adapter, batch: StepBatch, rng: random.Random) -> Lesson:
+        """New lessons; all that is random about them comes from ``rng`` and the adapter's weights."""
+
+    @torch.no_grad()
+    def draw(self, teacher: Teacher, adapter: Adapter, batch: StepBatch) -> Lesson:
+        if self._restored is not None:  # after a resume: fill with the weights that the pool was filled with
+            made_at, weights = self._restored
+            now = adapter.state()
+            adapter.load_state(weights)
+            self._contents = self._fill(teacher, adapter, batch, made_at)
+            adapter.load_state(now)
+            self._restored = None
+        old = self._contents
+        if old is None or (self.refresh is not None and batch.step - old.made_at >= self.refresh):
+            self._contents = old = self._fill(teacher, adapter, batch, batch.step)
+        index = []
+        for seed, preserved in zip(batch.seeds, batch.preserved.tolist(), strict=True):
+            fitting = (old.preserved == preserved).nonzero()[:, 0]
+            index.append(fitting[random.Random(seed).randrange(len(fitting))])
+        return old.lesson.rows(torch.stack(index))
+
+    def _fill(self, teacher: Teacher, adapter: Adapter, batch: StepBatch, step: int) -> _Contents:
+        lesson = self.fill(teacher, adapter, batch, random.Random(f"{batch.seed}/pool/{step}"))
+        return _Contents(lesson, torch.isin(lesson.question, teacher.kept), step, adapter.state())
+
+    def state_dict(self) -> dict[str, Any]:
+        if self._restored is not None:
+            return {"made_at": self._restored[0], "adapter": self._restored[1]}
+        if self._contents is None:
+            return {}
+        return {"made_at": self._contents.made_at, "adapter": self._contents.adapter}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if state:
+            self._restored = (state["made_at"], dict(state["adapter"]))
+
+
+class Pool(Pooled):
     """Trajectories rolled out in one batch with the slider on at both signs; all their states are kept.
 
     The teacher answers once for every state, when the pool is filled.  The pool is rolled out again at an interval,
@@ -126,60 +193,28 @@ class Pool(StateSource):
         self, trajectories: int = 16, steps: int = 12, refresh: int = 34, guidance: float = 1.0, dial: float = 1.0,
         chunk: int = 64,
     ) -> None:  # fmt: skip
+        super().__init__()
         if trajectories < 2 or steps < 1 or refresh < 1:
             raise SliderError("Pool: trajectories must be at least 2, steps and refresh at least 1")
         self.trajectories, self.steps, self.refresh = trajectories, steps, refresh
         self.guidance, self.dial, self.chunk = guidance, dial, chunk
-        self._contents: _Contents | None = None
-        self._restored: tuple[int, dict[str, Tensor]] | None = None
 
-    @torch.no_grad()
-    def draw(self, teacher: Teacher, adapter: Adapter, batch: StepBatch) -> Lesson:
-        if self._restored is not None:  # after a resume: fill with the weights that the pool was filled with
-            made_at, weights = self._restored
-            now = adapter.state()
-            adapter.load_state(weights)
-            self._contents = self._fill(teacher, adapter, batch, made_at)
-            adapter.load_state(now)
-            self._restored = None
-        if self._contents is None or batch.step - self._contents.made_at >= self.refresh:
-            self._contents = self._fill(teacher, adapter, batch, batch.step)
-        index = []
-        for seed, preserved in zip(batch.seeds, batch.preserved.tolist(), strict=True):
-            fitting = (self._contents.preserved == preserved).nonzero()[:, 0]
-            index.append(fitting[random.Random(seed).randrange(len(fitting))])
-        return self._contents.lesson.rows(torch.stack(index))
-
-    def _fill(self, teacher: Teacher, adapter: Adapter, batch: StepBatch, step: int) -> _Contents:
-        rng = random.Random(f"{batch.seed}/pool/{step}")
+    def fill(self, teacher: Teacher, adapter: Adapter, batch: StepBatch, rng: random.Random) -> Lesson:
+        backbone = denoiser(teacher)
         any_kept = bool(batch.preserved.any())
         if any_kept and self.trajectories < 3:
             raise SliderError("Pool.trajectories must be at least 4 where the concept has prompts to preserve")
         questions, dials, seeds = [], [], []
         for pair in range((self.trajectories + 1) // 2):
             seed, magnitude = rng.randrange(2**31), rng.uniform(0, self.dial)
-            question = _choose_question(teacher, any_kept and pair % 2 == 1, rng)
+            question = choose_question(teacher, any_kept and pair % 2 == 1, rng)
             questions += [question] * 2
             dials += [magnitude, -magnitude]
             seeds += [seed] * 2
         question = torch.tensor(questions)
         with adapter.dial(torch.tensor(dials)):
-            path = teacher.backbone.trajectory(
-                teacher.follow(question, self.guidance), teacher.backbone.start(seeds), self.steps
-            )
+            path = backbone.trajectory(teacher.follow(question, self.guidance), backbone.start(seeds), self.steps)
             states = list(path)[:-1]
         teacher.evaluations += len(seeds) * self.steps * (1 if self.guidance == 1 else 2)
         state, question = join(states), question.repeat(self.steps)
-        lesson = Lesson(state, question, *teacher.answer(state, question, self.chunk))
-        return _Contents(lesson, torch.isin(question, teacher.kept), step, adapter.state())
-
-    def state_dict(self) -> dict[str, Any]:
-        if self._restored is not None:
-            return {"made_at": self._restored[0], "adapter": self._restored[1]}
-        if self._contents is None:
-            return {}
-        return {"made_at": self._contents.made_at, "adapter": self._contents.adapter}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        if state:
-            self._restored = (state["made_at"], dict(state["adapter"]))
+        return Lesson(state, question, *teacher.answer(state, question, self.chunk))

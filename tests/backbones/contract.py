@@ -16,7 +16,7 @@ from diffusers import DDIMScheduler, DiffusionPipeline, EulerDiscreteScheduler, 
 from torch import Tensor, nn
 
 from sliders.attach import Adapter, editable_modules
-from sliders.backbones.base import AbstractBackbone, guided
+from sliders.backbones.base import AbstractBackbone, DiffusionBackbone, guided
 from sliders.batch import TensorBatch, join, rows, take
 from sliders.errors import SliderError
 from tests import tiny
@@ -96,10 +96,22 @@ class BackboneContract(ABC):
     @pytest.fixture(scope="class")
     @classmethod
     def state(cls, model: AbstractBackbone) -> TensorBatch:
-        """Three states, each at a time of its own."""
+        """Three states."""
         with torch.no_grad():
-            paths = [model.trajectory(Calls(), model.start([seed]), 4) for seed in SEEDS]
-            return join([next(islice(path, depth, None)) for depth, path in enumerate(paths)])
+            return cls.three_states(model)
+
+    @classmethod
+    @abstractmethod
+    def three_states(cls, model: Any) -> TensorBatch:
+        """Three states that differ in every part."""
+
+    @classmethod
+    def parts(cls, made: Any) -> dict[str, nn.Module]:
+        """The parts of what `pipeline` makes that have weights, by name."""
+        return {name: part for name, part in made.components.items() if isinstance(part, nn.Module)}
+
+    moving: tuple[str, ...] = ()
+    """The names in a state that a prediction must depend on; all of them if empty."""
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -163,11 +175,11 @@ class BackboneContract(ABC):
         assert self.loaded(tmp_path / "half").fingerprint() == self.loaded(tmp_path / "full").fingerprint()
 
     def test_fingerprint_changes_with_any_one_weight(self, model: AbstractBackbone, tmp_path: Path) -> None:
-        names = [name for name, part in self.pipeline().components.items() if isinstance(part, nn.Module)]
+        names = list(self.parts(self.pipeline()))
         seen = {model.fingerprint()}
         for name in names:
             pipeline = self.pipeline()
-            list(getattr(pipeline, name).parameters())[-1].data.view(-1)[0] += 1e-3
+            list(self.parts(pipeline)[name].parameters())[-1].data.view(-1)[0] += 1e-3
             seen.add(self.loaded(tiny.save(pipeline, tmp_path / name)).fingerprint())
         assert len(seen) == 1 + len(names)
 
@@ -201,7 +213,7 @@ class BackboneContract(ABC):
         """On every part of it."""
         base = model.predict(state, conditioning)
         turned = torch.tensor([1, 2, 0])
-        for name in state:
+        for name in self.moving or state:
             other = {**state, name: state[name][turned]}
             assert not torch.allclose(base, model.predict(other, conditioning), atol=1e-5), name
 
@@ -210,66 +222,6 @@ class BackboneContract(ABC):
     ) -> None:
         other = model.predict(state, take(conditioning, torch.tensor([1, 2, 0])))
         assert ((model.predict(state, conditioning) - other).flatten(1).abs().amax(1) > 1e-5).all()
-
-    # Trajectories
-
-    def test_start_of_a_seed_does_not_depend_on_the_others(self, model: AbstractBackbone) -> None:
-        together = model.start(SEEDS)
-        torch.manual_seed(99)  # nor on the global state of chance
-        for k, seed in enumerate(SEEDS):
-            assert torch.equal(together[k : k + 1], model.start([seed]))
-        assert not torch.equal(together[0], together[1])
-
-    def test_start_leaves_global_chance_alone(self, model: AbstractBackbone) -> None:
-        before = torch.random.get_rng_state()
-        model.start(SEEDS)
-        assert torch.equal(before, torch.random.get_rng_state())
-
-    @pytest.mark.parametrize("steps", [1, 2, 7])
-    def test_trajectory_yields_a_state_for_each_step_and_the_end(self, model: AbstractBackbone, steps: int) -> None:
-        calls = Calls()
-        states = list(model.trajectory(calls, model.start(SEEDS), steps))
-        assert len(states) == steps + 1
-        assert len(calls.asked) == steps
-        assert {rows(state) for state in states} == {len(SEEDS)}
-        assert len({frozenset(state) for state in states}) == 1
-
-    def test_trajectory_asks_about_exactly_the_states_it_yields(self, model: AbstractBackbone) -> None:
-        calls = Calls()
-        states = list(model.trajectory(calls, model.start(SEEDS), 4))
-        for asked, state in zip(calls.asked, states[:-1], strict=True):
-            assert all(torch.equal(asked[name], state[name]) for name in state)
-
-    def test_trajectory_predicts_only_when_the_next_state_is_asked_for(self, model: AbstractBackbone) -> None:
-        calls = Calls()
-        path = model.trajectory(calls, model.start(SEEDS), 4)
-        assert not calls.asked
-        for k, _ in enumerate(path):
-            assert len(calls.asked) == k
-
-    def test_trajectory_goes_row_by_row_and_the_same_again(
-        self, model: AbstractBackbone, conditioning: TensorBatch
-    ) -> None:
-        *_, together = model.trajectory(lambda x: model.predict(x, conditioning), model.start(SEEDS), 3)
-        torch.manual_seed(99)
-        for k, seed in enumerate(SEEDS):
-            prompt = row(conditioning, k)
-            *_, alone = model.trajectory(lambda x, prompt=prompt: model.predict(x, prompt), model.start([seed]), 3)
-            assert same(row(together, k), alone, atol=1e-4)
-
-    def test_trajectory_follows_the_predictor(self, model: AbstractBackbone, conditioning: TensorBatch) -> None:
-        start = model.start(SEEDS)
-        *_, followed = model.trajectory(lambda x: model.predict(x, conditioning), start, 3)
-        *_, other = model.trajectory(Calls(), start, 3)
-        assert not same(followed, other)
-
-    def test_decode_gives_pictures(self, model: AbstractBackbone) -> None:
-        *_, finished = model.trajectory(Calls(), 10 * model.start(SEEDS), 2)
-        pictures = model.decode(finished)
-        assert pictures.shape[:2] == (3, 3)
-        assert pictures.dim() == 4
-        assert pictures.abs().max() <= 1
-        torch.testing.assert_close(pictures[1:2], model.decode(row(finished, 1)), rtol=1e-4, atol=1e-4)
 
     # Guidance
 
@@ -339,8 +291,7 @@ class BackboneContract(ABC):
             model.get_submodule(name).register_forward_hook(lambda *_, name=name: ran.add(name))
             for name in editable_modules(model)
         ]
-        state = next(iter(model.trajectory(Calls(), model.start([0]), 1)))
-        model.predict(state, model.encode(["a person"]))
+        model.predict(row(self.three_states(model), 0), model.encode(["a person"]))
         for hook in hooks:
             hook.remove()
         assert set(model.select_targets(["."])) <= ran
@@ -396,6 +347,18 @@ class BackboneContract(ABC):
                 with adapter.dial(dials[k : k + 1]):
                     torch.testing.assert_close(together[k : k + 1], alone(row(state, k)), rtol=1e-4, atol=1e-4)
 
+    def test_a_layer_of_every_group_gets_a_gradient(self, model: AbstractBackbone) -> None:
+        """Through `encode` and `predict`; otherwise a slider there could not be trained."""
+        state = row(self.three_states(model), 0)
+        for group in model.target_groups():
+            with Adapter(model, model.select_targets([group]), 2, 2.0) as adapter:
+                with torch.enable_grad(), adapter.dial(torch.ones(1)):
+                    model.predict(state, model.encode(["a person"])).square().sum().backward()
+                moved = [p for p in adapter.parameters() if p.grad is not None and p.grad.abs().max() > 0]
+                # B's alone, since B is 0; a CLIP's last layers may not be read
+                assert len(moved) >= len(adapter.modules) / 2, group
+            assert all(parameter.grad is None for parameter in model.parameters()), group
+
     # Export
 
     def test_export_writes_a_model_of_its_own_library(self, model: AbstractBackbone, tmp_path: Path) -> None:
@@ -428,12 +391,76 @@ class LatentDiffusionContract(BackboneContract):
     prediction = "epsilon"
     """What the model predicts: ``epsilon`` or ``v_prediction``."""
 
+    @classmethod
+    def three_states(cls, model: Any) -> TensorBatch:
+        """Each at a time of its own."""
+        paths = [model.trajectory(Calls(), model.start([seed]), 4) for seed in SEEDS]
+        return join([next(islice(path, depth, None)) for depth, path in enumerate(paths)])
+
     def read_export(self, folder: Path) -> None:
         pipeline: Any = DiffusionPipeline.from_pretrained(folder)
         pipeline.set_progress_bar_config(disable=True)
         assert pipeline("a person", num_inference_steps=1, output_type="np").images.shape == (1, 16, 16, 3)
 
-    def test_timesteps_fall(self, model: AbstractBackbone) -> None:
+    def test_start_of_a_seed_does_not_depend_on_the_others(self, model: DiffusionBackbone) -> None:
+        together = model.start(SEEDS)
+        torch.manual_seed(99)  # nor on the global state of chance
+        for k, seed in enumerate(SEEDS):
+            assert torch.equal(together[k : k + 1], model.start([seed]))
+        assert not torch.equal(together[0], together[1])
+
+    def test_start_leaves_global_chance_alone(self, model: DiffusionBackbone) -> None:
+        before = torch.random.get_rng_state()
+        model.start(SEEDS)
+        assert torch.equal(before, torch.random.get_rng_state())
+
+    @pytest.mark.parametrize("steps", [1, 2, 7])
+    def test_trajectory_yields_a_state_for_each_step_and_the_end(self, model: DiffusionBackbone, steps: int) -> None:
+        calls = Calls()
+        states = list(model.trajectory(calls, model.start(SEEDS), steps))
+        assert len(states) == steps + 1
+        assert len(calls.asked) == steps
+        assert {rows(state) for state in states} == {len(SEEDS)}
+        assert len({frozenset(state) for state in states}) == 1
+
+    def test_trajectory_asks_about_exactly_the_states_it_yields(self, model: DiffusionBackbone) -> None:
+        calls = Calls()
+        states = list(model.trajectory(calls, model.start(SEEDS), 4))
+        for asked, state in zip(calls.asked, states[:-1], strict=True):
+            assert all(torch.equal(asked[name], state[name]) for name in state)
+
+    def test_trajectory_predicts_only_when_the_next_state_is_asked_for(self, model: DiffusionBackbone) -> None:
+        calls = Calls()
+        path = model.trajectory(calls, model.start(SEEDS), 4)
+        assert not calls.asked
+        for k, _ in enumerate(path):
+            assert len(calls.asked) == k
+
+    def test_trajectory_goes_row_by_row_and_the_same_again(
+        self, model: DiffusionBackbone, conditioning: TensorBatch
+    ) -> None:
+        *_, together = model.trajectory(lambda x: model.predict(x, conditioning), model.start(SEEDS), 3)
+        torch.manual_seed(99)
+        for k, seed in enumerate(SEEDS):
+            prompt = row(conditioning, k)
+            *_, alone = model.trajectory(lambda x, prompt=prompt: model.predict(x, prompt), model.start([seed]), 3)
+            assert same(row(together, k), alone, atol=1e-4)
+
+    def test_trajectory_follows_the_predictor(self, model: DiffusionBackbone, conditioning: TensorBatch) -> None:
+        start = model.start(SEEDS)
+        *_, followed = model.trajectory(lambda x: model.predict(x, conditioning), start, 3)
+        *_, other = model.trajectory(Calls(), start, 3)
+        assert not same(followed, other)
+
+    def test_decode_gives_pictures(self, model: DiffusionBackbone) -> None:
+        *_, finished = model.trajectory(Calls(), 10 * model.start(SEEDS), 2)
+        pictures = model.decode(finished)
+        assert pictures.shape[:2] == (3, 3)
+        assert pictures.dim() == 4
+        assert pictures.abs().max() <= 1
+        torch.testing.assert_close(pictures[1:2], model.decode(row(finished, 1)), rtol=1e-4, atol=1e-4)
+
+    def test_timesteps_fall(self, model: DiffusionBackbone) -> None:
         states = list(model.trajectory(Calls(), model.start(SEEDS), 6))
         times = torch.stack([state["timestep"] for state in states])
         assert times.shape == (7, 3)
@@ -475,15 +502,3 @@ class LatentDiffusionContract(BackboneContract):
         # the finished one is clean, or has as little noise as timestep 0
         at_0, finished = expected(states[-1]), states[-1]["latents"]
         assert min((finished - at_0).abs().max(), (finished - clean).abs().max()) < 1e-4
-
-    def test_a_layer_of_every_group_gets_a_gradient(self, model: AbstractBackbone) -> None:
-        """Through `encode` and `predict`; otherwise a slider there could not be trained."""
-        state = next(iter(model.trajectory(Calls(), model.start([0]), 4)))
-        for group in model.target_groups():
-            with Adapter(model, model.select_targets([group]), 2, 2.0) as adapter:
-                with torch.enable_grad(), adapter.dial(torch.ones(1)):
-                    model.predict(state, model.encode(["a person"])).square().sum().backward()
-                moved = [p for p in adapter.parameters() if p.grad is not None and p.grad.abs().max() > 0]
-                # B's alone, since B is 0; a CLIP's last layers may not be read
-                assert len(moved) >= len(adapter.modules) / 2, group
-            assert all(parameter.grad is None for parameter in model.parameters()), group

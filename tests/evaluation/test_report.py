@@ -11,11 +11,11 @@ from rich.console import Console
 
 from sliders.attach import attach
 from sliders.backbones.base import AbstractBackbone
-from sliders.concept import Concept, Measure
+from sliders.concept import Concept, Measure, read_prompts
 from sliders.errors import SliderError
 from sliders.evaluation.judge import AttributeJudge
 from sliders.evaluation.plots import dial_label, strip, to_uint8
-from sliders.evaluation.report import Evaluation, evaluate_dial, heldout_prompts, read_prompts, write_report
+from sliders.evaluation.report import Evaluation, evaluate_dial, heldout_prompts, write_report
 from sliders.evaluation.sampling import Sampling
 from tests.evaluation.conftest import random_slider
 from tests.evaluation.judges import ColorJudge, colors
@@ -28,7 +28,7 @@ def concept(tmp_path: Path) -> Concept:
     """One that says how it is measured."""
     file = tmp_path / "prompts.txt"
     file.write_text("# held out\na person\n\n  a dog with a hat  \n")
-    return Concept("happy", "a person", ["a happy person"], ["a sad person"], measure=Measure("light", "bright", file))
+    return Concept("happy", "a person", ["a happy person"], ["a sad person"], measure=Measure("light", file, "bright"))
 
 
 def evaluate(

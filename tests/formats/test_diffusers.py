@@ -23,6 +23,7 @@ from sliders.concept import Concept
 from sliders.errors import SliderError
 from sliders.evaluation.sampling import Sampling, Scene, sample
 from sliders.formats import diffusers as slider_file
+from sliders.formats.metadata import check_base, concept_of, describe
 from tests import tiny
 from tests.factory import lowrank, slider
 
@@ -135,10 +136,10 @@ class TestFile:
 
     def test_concept_and_describe(self, tmp_path: Path) -> None:
         concept = Concept("smile", "a person", ["a happy person"], ["a sad person"], preserve=["a dog"])
-        metadata = slider_file.describe(concept, "the/base", "abc", 4, 2.0, ["xattn"], 1.5, {"steps": 3})
+        metadata = describe(concept, "the/base", "abc", 4, 2.0, ["xattn"], 1.5, {"steps": 3})
         slider_file.save(Slider("smile", plain().update, metadata), tmp_path / "s.safetensors")
         read = slider_file.load(tmp_path / "s.safetensors")
-        assert slider_file.concept_of(read) == concept
+        assert concept_of(read) == concept
         assert read.metadata["sliders.base_fingerprint"] == "abc"
         assert json.loads(read.metadata["sliders.targets"]) == ["xattn"]
         assert json.loads(read.metadata["sliders.training"]) == {"steps": 3}
@@ -230,17 +231,17 @@ class TestErrors:
 
     def test_no_concept(self) -> None:
         with pytest.raises(SliderError, match="'s' does not say which concept"):
-            slider_file.concept_of(plain())
+            concept_of(plain())
 
     def test_a_concept_that_is_none(self) -> None:
         with pytest.raises(SliderError, match="'s'"):
-            slider_file.concept_of(Slider("s", plain().update, {"sliders.concept": "{"}))
+            concept_of(Slider("s", plain().update, {"sliders.concept": "{"}))
 
     def test_another_base(self) -> None:
-        slider_file.check_base(plain(), "abc", "here")
-        slider_file.check_base(Slider("theirs", plain().update), "abc", "here")  # it does not say
+        check_base(plain(), "abc", "here")
+        check_base(Slider("theirs", plain().update), "abc", "here")  # it does not say
         with pytest.raises(SliderError, match=r"'s'.*the/base.*abc.*here.*xyz"):
-            slider_file.check_base(plain(), "xyz", "here")
+            check_base(plain(), "xyz", "here")
 
 
 def stable_diffusion() -> tuple[Pipeline, UNetBackbone]:

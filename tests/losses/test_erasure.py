@@ -97,11 +97,11 @@ def test_progress_at_the_target_and_at_the_base(eta: float) -> None:
     dial = torch.tensor([-2.0, 0.5, 1.0], dtype=torch.float64)
     base = random_prediction(dial)
     at_target = base.base + eta * dial.view(-1, 1, 1, 1) * base.direction
-    effect, stray = progress(random_prediction(dial, at_target), eta)
+    effect, stray = progress(random_prediction(dial, at_target), ErasureLoss(eta))
     assert (float(effect), float(stray)) == pytest.approx((1, 0), abs=1e-6)
-    effect, stray = progress(base, eta)
+    effect, stray = progress(base, ErasureLoss(eta))
     assert (float(effect), float(stray)) == (0, 0)
-    effect, _ = progress(random_prediction(dial, 2 * base.base - at_target), eta)
+    effect, _ = progress(random_prediction(dial, 2 * base.base - at_target), ErasureLoss(eta))
     assert float(effect) == pytest.approx(-1)
 
 
@@ -113,7 +113,7 @@ def test_progress_by_hand() -> None:
         direction=torch.tensor([[1.0, 0.0], [0.0, 1.0]]),
         dial=torch.tensor([1.0, -1.0]),
     )
-    effect, stray = progress(prediction, eta=2.0)
+    effect, stray = progress(prediction, ErasureLoss(2.0))
     assert float(effect) == pytest.approx((2 * 1 + 2 * 1) / 8)
     assert float(stray) == pytest.approx(math.sqrt(1 / 8))
 
@@ -128,12 +128,14 @@ def test_progress_ignores_preserved_rows() -> None:
         torch.cat([moving.direction, torch.zeros_like(noise)]),
         torch.cat([dial, dial]),
     )
-    for with_preserved, without in zip(progress(both, 2.0), progress(moving, 2.0), strict=True):
+    for with_preserved, without in zip(
+        progress(both, ErasureLoss(2.0)), progress(moving, ErasureLoss(2.0)), strict=True
+    ):
         assert_close(with_preserved, without)
-    assert float(progress(moving, 2.0)[1]) > 0.1
+    assert float(progress(moving, ErasureLoss(2.0))[1]) > 0.1
 
 
 def test_progress_of_preserved_rows_alone_is_finite() -> None:
     base = torch.ones(2, 3)
-    effect, stray = progress(Prediction(base + 1, base, torch.zeros(2, 3), torch.ones(2)), 2.0)
+    effect, stray = progress(Prediction(base + 1, base, torch.zeros(2, 3), torch.ones(2)), ErasureLoss(2.0))
     assert (float(effect), float(stray)) == (0, 0)

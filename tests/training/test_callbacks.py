@@ -26,7 +26,7 @@ QUICK = Sampling(steps=2, guidance=2.0)
 def concept(tmp_path: Path) -> Concept:
     """One that can be measured."""
     (tmp_path / "prompts.txt").write_text("a person\na dog\n")
-    measure = Measure("mood", "happy", tmp_path / "prompts.txt")
+    measure = Measure("mood", tmp_path / "prompts.txt", "happy")
     return Concept("happy", "a person", ["a happy person"], ["a sad person"], measure=measure)
 
 

@@ -14,7 +14,7 @@ from sliders.backbones.base import AbstractBackbone
 from sliders.backbones.sdxl import SDXLBackbone
 from sliders.backbones.unet import UNetBackbone
 from sliders.errors import SliderError
-from sliders.formats import diffusers as slider_file
+from sliders.formats.metadata import concept_of
 from sliders.losses.erasure import Prediction
 from sliders.training.module import SliderModule
 from sliders.training.states import Pool, Rollout, StateSource
@@ -102,7 +102,7 @@ class TestLearning:
         assert slider.name == "happy"
         assert slider.metadata["sliders.base_model"] == str(base)
         assert slider.metadata["sliders.base_fingerprint"] == model.backbone.fingerprint()
-        assert slider_file.concept_of(slider) == runs.HAPPY
+        assert concept_of(slider) == runs.HAPPY
         assert set(slider.update) == set(fresh.select_targets(["noxattn"]))
         assert {part.rank for part in slider.update.values()} == {4}
         assert slider.update.norm() > 0

@@ -1,0 +1,318 @@
+"""Language models that predict the next token: any `AutoModelForCausalLM`."""
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.pytorch_utils import Conv1D
+
+from sliders.algebra.slider import Slider
+from sliders.backbones.base import AbstractBackbone, TargetGroup, hash_weights
+from sliders.batch import TensorBatch
+from sliders.concept import BETWEEN
+from sliders.errors import SliderError
+from sliders.fetch import FETCHED, fetch
+from sliders.formats import peft
+
+_BLOCKS = r"^lm\..*?\.(layers|h|blocks)\.({blocks})\."
+_ATTENTION = r"(self_attn|attn|attention|self_attention)\."
+_MLP = r"(mlp|feed_forward|ffn)\."
+
+
+class CausalLMBackbone(AbstractBackbone):
+    """A language model.  States are the tokens of a response, conditionings what stands before it.
+
+    A state holds ``tokens`` and ``mask`` ``[n, response]`` (right-padded), and once it is complete the ``support``
+    ``[n, response, k]``: the tokens whose log-probabilities are predicted.  A conditioning holds ``prefix`` and
+    ``prefix_mask`` ``[n, prompt_tokens]`` (left-padded).  Prefix and response are joined as ids, so the response's
+    tokens are the same under every prompt, however its text would be split anew.
+
+    A prompt is the user's message, or an instruction, a blank line and the message.  With a chat template the
+    instruction is the system's message (where a template has none, the beginning of the user's); without one the text
+    is taken as it is.
+
+    Predictions are log-probabilities ``[n, response, k]`` of the support (of the whole vocabulary without one), or
+    with ``hidden_layers`` hidden states ``[n, layers, response, width]``.
+
+    Args:
+        model: hub name or folder of a transformers model, or ``smollm2``, which is fetched from a package index.
+        hidden_layers: predict the states after these blocks (the first is 1) instead of log-probabilities.
+        slider_layers: first and last block (the first is 0) that target groups reach; all unless given.
+        chat: use the tokenizer's chat template; where there is one unless given.
+        support: how many tokens of each position are predicted: the likeliest of the base.
+        prompt_tokens: room for the longest prompt.
+    """
+
+    predicting_modules = ("lm",)
+    modality = "text"
+
+    def __init__(
+        self,
+        model: str = "smollm2",
+        hidden_layers: list[int] | None = None,
+        slider_layers: tuple[int, int] | None = None,
+        chat: bool | None = None,
+        support: int = 64,
+        prompt_tokens: int = 192,
+    ) -> None:
+        super().__init__()
+        if support < 2:
+            raise SliderError(f"backbone.support is {support}; it must be at least 2")
+        self.model, self.hidden_layers, self.slider_layers = model, hidden_layers, slider_layers
+        self.chat, self.support, self.prompt_tokens = chat, support, prompt_tokens
+        self.space = "hidden states" if hidden_layers else "log-probabilities"
+        self.lm: Any = None
+        self.tokenizer: Any = None
+        self._fingerprint = ""
+
+    # The model
+
+    @property
+    def base_model(self) -> str:
+        return self.model
+
+    def load(self) -> None:
+        if self.lm is not None:
+            return
+        folder = str(fetch(self.model)) if self.model in FETCHED else self.model
+        if not Path(folder).exists() and (folder.startswith((".", "/")) or folder.count("/") > 1):
+            raise SliderError(f"no base model at {folder}: give the folder of a transformers model or a hub name")
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+            lm = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            raise SliderError(f"cannot load the base model {folder}: {error}") from error
+        self.use(lm, tokenizer)
+
+    def use(self, lm: Any, tokenizer: Any) -> None:
+        """Take a model that is already in memory; it is frozen."""
+        if self.chat and not tokenizer.chat_template:
+            raise SliderError(f"backbone.chat is true, but the tokenizer of {self.model} has no chat template")
+        last = int(lm.config.num_hidden_layers) - 1
+        for field, layers, first in (
+            ("hidden_layers", self.hidden_layers, 1),
+            ("slider_layers", self.slider_layers, 0),
+        ):
+            if layers and not first <= min(layers) <= max(layers) <= last + first:
+                raise SliderError(f"backbone.{field} is {list(layers)}; {self.model} has {first} to {last + first}")
+        self.lm, self.tokenizer = lm, tokenizer
+        self._fingerprint = hash_weights(lm)
+        self.requires_grad_(False).eval()
+
+    def fingerprint(self) -> str:
+        return self._fingerprint
+
+    def target_groups(self) -> dict[str, TargetGroup]:
+        first, last = self.slider_layers or (0, self.lm.config.num_hidden_layers - 1)
+        blocks = _BLOCKS.format(blocks="|".join(map(str, range(first, last + 1))))
+        return {
+            "attention": TargetGroup((blocks + _ATTENTION,)),
+            "mlp": TargetGroup((blocks + _MLP,)),
+            "full": TargetGroup((blocks,)),
+        }
+
+    def reaches(self, layer: str) -> bool:
+        """The blocks, and of these no more than the predicted hidden states need; never the tied output layer."""
+        block = re.match(_BLOCKS.format(blocks=r"\d+"), layer)
+        return block is not None and (not self.hidden_layers or int(block[2]) < max(self.hidden_layers))
+
+    def export(self, folder: Path) -> None:
+        self.lm.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def save_slider(self, slider: Slider, folder: Path) -> Path:
+        place = folder / slider.name
+        transposed = any(isinstance(layer, Conv1D) for layer in self.lm.modules())
+        peft.save(slider, place, str(fetch(self.model)) if self.model in FETCHED else self.model, transposed)
+        return place
+
+    def usage(self, slider: Slider, saved: Path) -> list[str]:
+        return [
+            f"model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(BASE), {str(saved)!r})",
+            '[layer.set_scale("default", 1.0) for layer in model.modules() if hasattr(layer, "set_scale")]',
+        ]
+
+    # Prompts
+
+    def render(self, prompt: str) -> str:
+        """The text in front of a response."""
+        instruction, blank, message = prompt.partition(BETWEEN)
+        if not blank:
+            instruction, message = "", prompt
+        chat = bool(self.tokenizer.chat_template) if self.chat is None else self.chat
+        if not chat:
+            return message if not instruction else instruction + BETWEEN + message
+        turns = [{"role": "user", "content": message}]
+        if instruction:
+            system = {"role": "system", "content": instruction}
+            try:
+                return self._template([system, *turns])
+            except Exception:  # a template's own `raise_exception`, of whatever class jinja gives it
+                turns[0]["content"] = instruction + BETWEEN + message
+        return self._template(turns)
+
+    def _template(self, turns: list[dict[str, str]]) -> str:
+        return self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+
+    def encode(self, prompts: Sequence[str]) -> TensorBatch:
+        return self.encode_plain([self.render(prompt) for prompt in prompts])
+
+    def encode_plain(self, texts: Sequence[str]) -> TensorBatch:
+        """The conditioning of texts as they are, without a template."""
+        begin = next(i for i in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, 0) if i is not None)
+        ids = torch.full((len(texts), self.prompt_tokens), self._padding)
+        mask = torch.zeros_like(ids, dtype=torch.bool)
+        for row, text in enumerate(texts):
+            tokens = self.tokenizer(text, add_special_tokens=False).input_ids
+            if not tokens or (tokens[0] != begin and self.tokenizer.bos_token_id is not None and self._adds_begin):
+                tokens = [begin, *tokens]
+            if len(tokens) > self.prompt_tokens:
+                raise SliderError(
+                    f"a prompt has {len(tokens)} tokens, but backbone.prompt_tokens is {self.prompt_tokens}: "
+                    f"{text[:60]!r}..."
+                )
+            ids[row, self.prompt_tokens - len(tokens) :] = torch.tensor(tokens)
+            mask[row, self.prompt_tokens - len(tokens) :] = True
+        return {"prefix": ids.to(self.device), "prefix_mask": mask.to(self.device)}
+
+    @property
+    def _adds_begin(self) -> bool:
+        """Whether this tokenizer begins a text with a mark."""
+        ids = self.tokenizer("a").input_ids
+        return bool(ids) and ids[0] == self.tokenizer.bos_token_id
+
+    @property
+    def _padding(self) -> int:
+        pad = self.tokenizer.pad_token_id
+        return self.ends[0] if pad is None else pad
+
+    @property
+    def ends(self) -> list[int]:
+        """The tokens that end a response."""
+        said = self.lm.generation_config.eos_token_id if self.lm.generation_config else None
+        said = self.tokenizer.eos_token_id if said is None else said
+        return [0] if said is None else said if isinstance(said, list) else [said]
+
+    def responses(self, texts: Sequence[str], tokens: int, end: bool = True) -> TensorBatch:
+        """States of given responses, cut to ``tokens``; a complete one ends with the end mark."""
+        ids = torch.full((len(texts), tokens), self._padding)
+        mask = torch.zeros_like(ids, dtype=torch.bool)
+        for row, text in enumerate(texts):
+            said = self.tokenizer(text, add_special_tokens=False).input_ids + ([self.ends[0]] if end else [])
+            if not said:
+                raise SliderError("a response is empty; give at least one token")
+            ids[row, : len(said)] = torch.tensor(said[:tokens])
+            mask[row, : len(said)] = True
+        return {"tokens": ids.to(self.device), "mask": mask.to(self.device)}
+
+    # Predictions
+
+    def predict(self, state: TensorBatch, conditioning: TensorBatch) -> Tensor:
+        if self.hidden_layers:
+            return self._hidden(state, conditioning)
+        return self.log_probabilities(state, conditioning)
+
+    def weight(self, state: TensorBatch) -> Tensor:
+        mask = state["mask"].float()
+        return mask[:, None] if self.hidden_layers else mask
+
+    def complete(self, state: TensorBatch, conditioning: TensorBatch) -> TensorBatch:
+        if self.hidden_layers:
+            return state
+        whole = {name: value for name, value in state.items() if name != "support"}
+        k = min(self.support, self.lm.config.vocab_size)
+        return whole | {"support": self.log_probabilities(whole, conditioning).topk(k, -1).indices}
+
+    def _joined(self, state: TensorBatch, conditioning: TensorBatch) -> dict[str, Tensor]:
+        """Prefix and response in one row, without the padding that all rows share."""
+        used = int(conditioning["prefix_mask"].sum(1).max())
+        prefix, prefix_mask = (conditioning[name][:, -used:] for name in ("prefix", "prefix_mask"))
+        mask = torch.cat([prefix_mask, state["mask"]], 1).long()
+        return {
+            "input_ids": torch.cat([prefix, state["tokens"]], 1),
+            "attention_mask": mask,
+            "position_ids": (mask.cumsum(1) - 1).clamp_min(0),
+        }
+
+    def log_probabilities(self, state: TensorBatch, conditioning: TensorBatch) -> Tensor:
+        """``[n, response, k]`` of the support's tokens at each position, or of the whole vocabulary without one."""
+        length = state["tokens"].shape[1]
+        logits = self.lm(**self._joined(state, conditioning), logits_to_keep=length + 1, use_cache=False).logits
+        logits = logits[:, :-1].float()
+        if "support" not in state:
+            return logits.log_softmax(-1)
+        return logits.gather(-1, state["support"]) - logits.logsumexp(-1, keepdim=True)
+
+    def likelihood(self, state: TensorBatch, conditioning: TensorBatch) -> Tensor:
+        """Log-probability of each token of the responses ``[n, response]``, 0 on the padding."""
+        own = {"tokens": state["tokens"], "mask": state["mask"], "support": state["tokens"][..., None]}
+        return self.log_probabilities(own, conditioning)[..., 0] * state["mask"]
+
+    def _hidden(self, state: TensorBatch, conditioning: TensorBatch) -> Tensor:
+        assert self.hidden_layers
+        length = state["tokens"].shape[1]
+        joined = self._joined(state, conditioning)
+        out = self.lm.base_model(**joined, use_cache=False, output_hidden_states=True).hidden_states
+        return torch.stack([out[layer][:, -length:] for layer in self.hidden_layers], 1)
+
+    # Responses
+
+    @torch.no_grad()
+    def stream(
+        self, conditioning: TensorBatch, seeds: Sequence[int], tokens: int, temperature: float = 1.0
+    ) -> Iterator[Tensor]:
+        """Sample responses, one token ``[n]`` of every row at a time; rows that have ended give padding.
+
+        Each row has its own random numbers, so that it does not depend on the other rows.  Temperature 0 takes the
+        likeliest token.
+        """
+        if temperature < 0:
+            raise SliderError(f"temperature is {temperature}; it must be 0 or more")
+        chance = torch.stack([torch.rand(tokens, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+        chance = chance.to(self.device)
+        ends = torch.tensor(self.ends, device=self.device)
+        empty = {name: conditioning["prefix"].new_zeros(len(seeds), 0) for name in ("tokens", "mask")}
+        inputs = self._joined(empty, conditioning)
+        mask, position = inputs["attention_mask"], inputs["position_ids"][:, -1:]
+        done = torch.zeros(len(seeds), dtype=torch.bool, device=self.device)
+        cache = None
+        for step in range(tokens):
+            out = self.lm(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            cache, logits = out.past_key_values, out.logits[:, -1].float()
+            if temperature == 0:
+                token = logits.argmax(-1)
+            else:
+                share = (logits / temperature).softmax(-1).cumsum(-1)
+                wanted = chance[:, step : step + 1] * share[:, -1:]
+                token = torch.searchsorted(share, wanted)[:, 0].clamp_max(logits.shape[1] - 1)
+            token = torch.where(done, self._padding, token)
+            yield token
+            done = done | torch.isin(token, ends)
+            if done.all():
+                return
+            mask = torch.cat([mask, (~done).long()[:, None]], 1)
+            position = position + 1
+            inputs = {"input_ids": token[:, None], "attention_mask": mask, "position_ids": position}
+
+    @torch.no_grad()
+    def respond(
+        self, conditioning: TensorBatch, seeds: Sequence[int], tokens: int, temperature: float = 1.0
+    ) -> TensorBatch:
+        """States of sampled responses of up to ``tokens`` tokens; see `stream`."""
+        said = list(self.stream(conditioning, seeds, tokens, temperature))
+        ids = torch.full((len(seeds), tokens), self._padding, device=self.device)
+        ids[:, : len(said)] = torch.stack(said, 1)
+        ended = torch.isin(ids, torch.tensor(self.ends, device=self.device)).cumsum(1)
+        mask = (ended == 0) | ((ended == 1) & torch.isin(ids, torch.tensor(self.ends, device=self.device)))
+        mask[:, len(said) :] = False
+        return {"tokens": ids, "mask": mask}
+
+    def text(self, state: TensorBatch) -> list[str]:
+        """The responses as text, without marks."""
+        rows = zip(state["tokens"], state["mask"], strict=True)
+        return [self.tokenizer.decode(ids[keep], skip_special_tokens=True).strip() for ids, keep in rows]

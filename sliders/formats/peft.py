@@ -1,0 +1,118 @@
+"""A folder that PEFT loads as it is: `PeftModel.from_pretrained(model, folder)`.
+
+The update lies in the names ``base_model.model.<module>.lora_A.weight``; alpha is folded in, so that what is written
+has alpha = rank in every module.  The safetensors' metadata says what the slider is, as it does for images.
+"""
+
+import collections
+import json
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sliders.algebra.edit import Translation
+from sliders.algebra.lowrank import LowRank
+from sliders.algebra.slider import Slider
+from sliders.errors import SliderError
+
+_OURS, _THEIRS = "lm.", "base_model.model."
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+
+def save(slider: Slider, folder: Path, base: str, transposed: bool = False) -> None:
+    """Write a slider of a language model; the folder appears whole or not at all.
+
+    Args:
+        slider: its modules are called ``lm.<module>``.
+        folder: what `PeftModel.from_pretrained` is given; an earlier slider there is replaced.
+        base: name or folder of the base model, for the configuration.
+        transposed: the model's layers keep their weights transposed (GPT-2).
+    """
+    state: dict[str, Tensor] = {}
+    for name, update in slider.update.items():
+        if not name.startswith(_OURS) or len(update.shape) != 2:
+            raise SliderError(f"slider {slider.name!r} changes {name!r}, which is no linear layer of a language model")
+        place = _THEIRS + name.removeprefix(_OURS)
+        state[f"{place}.lora_A.weight"] = update.A.clone().contiguous()
+        state[f"{place}.lora_B.weight"] = update.B.clone().contiguous()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+        new = Path(temporary) / "new"
+        new.mkdir()
+        metadata = {**slider.metadata, "format": "pt", "sliders.name": slider.name}
+        metadata["modelspec.implementation"] = "https://github.com/huggingface/peft"
+        save_file(state, new / WEIGHTS, metadata)
+        (new / CONFIG).write_text(json.dumps(_config(slider.update, base, transposed), indent=1) + "\n")
+        if folder.exists():
+            if not (folder / CONFIG).exists():
+                raise SliderError(f"{folder} is there and holds no slider; give another place or remove it")
+            folder.rename(Path(temporary) / "old")
+        new.rename(folder)
+
+
+def _config(update: Translation, base: str, transposed: bool) -> dict[str, Any]:
+    """PEFT's configuration; patterns are whole names, since PEFT matches them at a name's end."""
+    ranks = {name.removeprefix(_OURS): u.rank for name, u in update.items()}
+    common = collections.Counter(ranks.values()).most_common(1)[0][0]
+    other = {f"^{re.escape(name)}": rank for name, rank in ranks.items() if rank != common}
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "inference_mode": True,
+        "r": common,
+        "lora_alpha": common,
+        "rank_pattern": other,
+        "alpha_pattern": other,
+        "target_modules": sorted(ranks),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": transposed,
+    }
+
+
+def load(folder: Path) -> Slider:
+    """Read a slider, ours or any plain LoRA that PEFT has written.
+
+    Raises:
+        SliderError: the folder holds no such thing; rsLoRA, DoRA and biases are refused by name.
+    """
+    file, described = folder / WEIGHTS, folder / CONFIG
+    if not file.is_file() or not described.is_file():
+        raise SliderError(f"no slider in {folder}: a PEFT folder has {CONFIG} and {WEIGHTS}")
+    try:
+        config = json.loads(described.read_text(encoding="utf-8"))
+        with safe_open(file, "pt") as f:
+            metadata = dict(f.metadata() or {})
+            state = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118  (a safe_open is not iterable)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise SliderError(f"{folder} is not a readable PEFT folder: {error}") from error
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        raise SliderError(f"{described} is not the configuration of a LoRA")
+    if config.get("use_dora") or config.get("bias", "none") != "none":
+        raise SliderError(f"{described}: DoRA and trained biases are not low-rank updates of weights alone")
+    updates: dict[str, LowRank] = {}
+    for key, down in state.items():
+        if not key.endswith(".lora_A.weight"):
+            continue
+        place = key.removesuffix(".lora_A.weight")
+        name, up = place.removeprefix(_THEIRS), state.get(f"{place}.lora_B.weight")
+        if up is None or down.dim() != 2 or up.dim() != 2 or up.shape[1] != len(down):
+            raise SliderError(f"{file}: {place!r} has no lora_B that fits its lora_A")
+        updates[_OURS + name] = LowRank(up * _scale(config, name, len(down)), down, (len(up), down.shape[1]))
+    if len(state) != 2 * len(updates) or not updates:
+        raise SliderError(f"{file} holds something else than pairs of lora_A and lora_B")
+    return Slider(metadata.get("sliders.name", folder.name), Translation(updates), metadata)
+
+
+def _scale(config: dict[str, Any], name: str, rank: int) -> float:
+    """By what PEFT multiplies a module's ``B A``."""
+    patterns = config.get("alpha_pattern") or {}
+    matching = [value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", name)]
+    alpha = float([*matching, config.get("lora_alpha", 8)][0])
+    return alpha / (rank**0.5 if config.get("use_rslora") else rank)

@@ -1,0 +1,102 @@
+"""Where the states of a language model come from: responses, sampled or given."""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from sliders.attach import Adapter
+from sliders.backbones.causal_lm import CausalLMBackbone
+from sliders.batch import TensorBatch, join, take
+from sliders.concept import read_prompts
+from sliders.errors import SliderError
+from sliders.training.data import StepBatch
+from sliders.training.states import Lesson, Pooled, choose_question
+from sliders.training.teacher import Teacher
+
+Voice = Literal["target", "positive", "negative", "slider"]
+"""Who says a response: the model under one of the concept's instructions, or under the target with the slider on."""
+
+
+def speaker(teacher: Teacher) -> CausalLMBackbone:
+    """The teacher's model, if it is one of language."""
+    if not isinstance(teacher.backbone, CausalLMBackbone):
+        raise SliderError(f"model.states are responses, but {type(teacher.backbone).__name__} says nothing; use Pool")
+    return teacher.backbone
+
+
+class Responses(Pooled):
+    """Responses that the model samples itself, responses of a file, or both, with the teacher's answers.
+
+    Sampled ones go through the ``voices`` in turn, each to a message drawn from the concept's contexts, so that the
+    states are those of both ends of the dial and of its middle.  Where a step has rows to preserve, every second
+    response is to a prompt to preserve, said by the target.
+
+    Args:
+        sampled: responses to sample.
+        tokens: the longest a response can be.
+        voices: whose they are; ``slider`` is the slider's own at dials drawn from -``dial`` to ``dial``.
+        dial: see ``voices``.
+        temperature: of the sampling.
+        file: a text file with a response a line; each is asked about under a message drawn at random.
+        refresh: training steps between two fillings; without it the first one is kept.
+        chunk: rows the teacher is asked about in one call.
+    """
+
+    def __init__(
+        self,
+        sampled: int = 48,
+        tokens: int = 40,
+        voices: Sequence[Voice] = ("target", "positive", "negative"),
+        dial: float = 1.0,
+        temperature: float = 0.8,
+        file: Path | None = None,
+        refresh: int | None = None,
+        chunk: int = 12,
+    ) -> None:
+        super().__init__()
+        if sampled < 0 or tokens < 1 or (refresh is not None and refresh < 1):
+            raise SliderError("Responses: sampled must not be below 0, tokens and refresh at least 1")
+        if sampled < 1 and file is None:
+            raise SliderError("Responses: sampled is 0 and there is no file, so that there are no states")
+        if not voices and sampled:
+            raise SliderError("Responses.voices is empty; name at least one")
+        self.sampled, self.tokens, self.voices, self.dial = sampled, tokens, list(voices), dial
+        self.temperature, self.file, self.refresh, self.chunk = temperature, file, refresh, chunk
+
+    def fill(self, teacher: Teacher, adapter: Adapter, batch: StepBatch, rng: random.Random) -> Lesson:
+        backbone = speaker(teacher)
+        any_kept = bool(batch.preserved.any())
+        states: list[TensorBatch] = []
+        questions: list[int] = []
+        if self.sampled:
+            asked = [choose_question(teacher, any_kept and k % 2 == 1, rng) for k in range(self.sampled)]
+            states.append(self._sample(teacher, adapter, asked, any_kept, rng))
+            questions += asked
+        if self.file is not None:
+            lines = read_prompts(self.file)
+            states.append(backbone.responses(lines, self.tokens, end=False))
+            questions += [choose_question(teacher, any_kept and k % 2 == 1, rng) for k in range(len(lines))]
+        state, question = join(states), torch.tensor(questions)
+        rows = torch.arange(len(question)).split(self.chunk)
+        state = join([backbone.complete(take(state, r), teacher.targets(question[r])) for r in rows])
+        teacher.evaluations += len(question)
+        base, direction = teacher.answer(state, question, self.chunk)
+        return Lesson(state, question, base, direction, backbone.weight(state))
+
+    def _sample(
+        self, teacher: Teacher, adapter: Adapter, asked: Sequence[int], any_kept: bool, rng: random.Random
+    ) -> TensorBatch:
+        backbone = speaker(teacher)
+        prompts, dials, seeds = [], [], []
+        for k, q in enumerate(asked):
+            question, voice = teacher.questions[q], self.voices[k // (1 + any_kept) % len(self.voices)]
+            ends = {"positive": question.positives, "negative": question.negatives}.get(voice, ()) or [question.target]
+            prompts.append(ends[rng.randrange(len(ends))])
+            dials.append(rng.uniform(-self.dial, self.dial) if voice == "slider" else 0.0)
+            seeds.append(rng.randrange(2**31))
+        conditioning = take(teacher.conditioning, torch.tensor(prompts))
+        with adapter.dial(torch.tensor(dials)):
+            return backbone.respond(conditioning, seeds, self.tokens, self.temperature)

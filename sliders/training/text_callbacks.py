@@ -1,0 +1,103 @@
+"""What a run on a language model shows while it goes and leaves when it ends."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from sliders.console import say
+from sliders.errors import SliderError
+from sliders.evaluation.lexical import read
+from sliders.evaluation.text import (
+    BETWEEN,
+    Speaking,
+    evaluate_text,
+    heldout_messages,
+    say_over_dial,
+    write_text_report,
+)
+from sliders.training.callbacks import run_folder, write_slider
+from sliders.training.module import SliderModule
+from sliders.training.responses import speaker
+
+
+class TextProbe(L.Callback):
+    """Says early whether a run learns: a few responses at dials -1, 0, 1, read by the concept's score.
+
+    The progress bar and the logger get the difference of the mean score between dials 1 and -1; the logger gets the
+    texts.
+
+    Args:
+        every: steps between two probes.
+        prompts: responses at each dial.
+        speaking: how they are sampled.
+    """
+
+    dials = (-1.0, 0.0, 1.0)
+
+    def __init__(self, every: int = 20, prompts: int = 12, speaking: Speaking | None = None) -> None:
+        self.every, self.prompts, self.speaking = every, prompts, speaking or Speaking(tokens=24)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, SliderModule)
+        if trainer.global_step % self.every or not trainer.is_global_zero:
+            return
+        assert pl_module.adapter is not None
+        assert pl_module.teacher is not None
+        backbone, concept = speaker(pl_module.teacher), pl_module.concept
+        messages = heldout_messages(concept, self.prompts)
+        prompts = [concept.target + BETWEEN + message for message in messages]
+        states = say_over_dial(backbone, pl_module.adapter.dial, prompts, self.dials, self.speaking)
+        texts = [backbone.text(state) for state in states]
+        if concept.measure is not None:
+            low, _, high = (float(read(concept.measure.attribute, said).mean()) for said in texts)
+            pl_module.log("probe_effect", high - low, prog_bar=True)
+        if isinstance(trainer.logger, TensorBoardLogger):
+            lines = [f"{d:+g}: {said[0]}" for d, said in zip(self.dials, texts, strict=True)]
+            trainer.logger.experiment.add_text(messages[0], "\n\n".join(lines), trainer.global_step)
+
+
+class TextReport(L.Callback):
+    """Evaluates the finished slider, writes its texts and numbers, and says how to use it.
+
+    Args:
+        dials: positions, 0 among them.
+        prompts: held-out messages at each position.
+        speaking: how the model answers them.
+        show: responses that are printed.
+    """
+
+    def __init__(
+        self,
+        dials: Sequence[float] = (-2, -1, 0, 1, 2),
+        prompts: int = 64,
+        speaking: Speaking | None = None,
+        show: int = 2,
+    ) -> None:
+        if 0 not in dials:
+            raise SliderError(f"TextReport.dials is {list(dials)}; 0, the base, must be among them")
+        self.dials, self.prompts, self.speaking, self.show = [float(d) for d in dials], prompts, speaking, show
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, SliderModule)
+        if not trainer.is_global_zero or trainer.interrupted:
+            return
+        assert pl_module.adapter is not None
+        assert pl_module.teacher is not None
+        folder, concept, backbone = run_folder(trainer), pl_module.concept, speaker(pl_module.teacher)
+        dose = evaluate_text(backbone, pl_module.adapter.dial, concept, self.dials, self.prompts, self.speaking)
+        write_text_report(dose, folder)
+        pl_module.measured = dose.summary()
+        place = write_slider(trainer, pl_module)
+        say("", dose.samples(self.show), dose.table())
+        usage = backbone.usage(pl_module.slider(), place)
+        say(
+            f"slider   {place}",
+            f"texts    {folder / 'samples.md'}",
+            f"picture  {folder / 'dose_response.png'}",
+            f"turn it  sliders generate 'How was your day?' --text true --slider {place} --dial 1",
+            *[f"{'or' if k == 0 else '':9s}{line}" for k, line in enumerate(usage)],
+        )
