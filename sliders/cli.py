@@ -1,4 +1,4 @@
-"""The `sliders` command: look at a concept before training, generate, evaluate, bake."""
+"""The `sliders` command: look at a concept before training, generate, evaluate, bake, fetch."""
 
 import os
 import sys
@@ -10,10 +10,12 @@ import torch
 from jsonargparse import auto_cli, lazy_instance
 from rich.table import Table
 
+from sliders import cli_text, formats
 from sliders.algebra.edit import Translation
 from sliders.algebra.slider import Slider
 from sliders.attach import attach, baked
-from sliders.backbones.base import DiffusionBackbone
+from sliders.backbones.base import AbstractBackbone, DiffusionBackbone
+from sliders.backbones.causal_lm import CausalLMBackbone
 from sliders.backbones.unet import UNetBackbone
 from sliders.concept import Concept
 from sliders.console import hush_libraries, say
@@ -23,22 +25,24 @@ from sliders.evaluation.judge import AttributeJudge
 from sliders.evaluation.plots import dial_label, dose_response_figure, grid, save_figure, strip
 from sliders.evaluation.report import STRIP_ROWS, evaluate_dial, heldout_prompts, write_report
 from sliders.evaluation.sampling import Sampling, Scene, sample, sample_oracle, scenes
-from sliders.formats import diffusers as slider_file
+from sliders.evaluation.text import Speaking
+from sliders.fetch import fetch as fetch_model
 from sliders.formats.metadata import check_base, concept_of
 
 T = TypeVar("T")
 
 AVATARS = Path("data/avatars")
 _BASE = lazy_instance(UNetBackbone, model=str(AVATARS / "model"))
+_LANGUAGE = lazy_instance(CausalLMBackbone, model="smollm2")
 _JUDGE = AVATARS / "judge.safetensors"
 
 # What a dial may move beside its concept, in mean probability of any other attribute: at the dial's ends, and at twice.
 DRIFT_AT_1, DRIFT_AT_2 = 0.08, 0.12
 
 
-def _load(files: Sequence[Path], backbone: DiffusionBackbone, any_base: bool) -> list[Slider]:
+def _load(files: Sequence[Path], backbone: AbstractBackbone, any_base: bool) -> list[Slider]:
     backbone.load()
-    loaded = [slider_file.load(file) for file in files]
+    loaded = [formats.load(file) for file in files]
     for slider in loaded:
         if not any_base:
             check_base(slider, backbone.fingerprint(), backbone.base_model)
@@ -92,6 +96,9 @@ def preview(
     pictures: int = 32,
     sampling: Sampling | None = None,
     out: Path | None = None,
+    text: bool = False,
+    language: CausalLMBackbone = _LANGUAGE,
+    speaking: Speaking | None = None,
 ) -> None:
     """Show what a concept's slider can become, without training: its direction added at sampling time.
 
@@ -100,17 +107,24 @@ def preview(
         backbone: the model.
         judge: file of the attribute judge.
         amounts: dial times eta, above 0; each is sampled on both sides.
-        pictures: held-out scenes at each amount.
+        pictures: held-out scenes (of language: prompts) at each amount.
         sampling: how they are sampled.
         out: folder for the strip, the plot and the numbers; runs/preview/NAME unless given.
+        text: with the language model, whose responses are read.
+        language: the language model.
+        speaking: how it answers.
     """
-    what = Concept.load(concept)
-    backbone.load()
+    what = Concept.load(concept).worded("text" if text else "image")
     out = out or Path("runs") / "preview" / what.name
-    one_side = sorted(amounts or [0.5, 1, 2, 3, 4, 6, 8])
+    one_side = sorted(amounts or ([0.5, 1, 2, 3] if text else [0.5, 1, 2, 3, 4, 6, 8]))
     if one_side[0] <= 0:
         raise SliderError(f"--amounts has {one_side[0]:g}; give amounts above 0, each is sampled on both sides")
     both = [-a for a in reversed(one_side)] + [0.0, *one_side]
+    if text:
+        language.load()
+        cli_text.preview(language, what, both, pictures, speaking or Speaking(), out)
+        return
+    backbone.load()
     wanted = scenes(heldout_prompts(what), pictures)
     made = sample_oracle(backbone, what, 1.0, wanted, both, sampling)
     out.mkdir(parents=True, exist_ok=True)
@@ -137,8 +151,11 @@ def generate(
     sampling: Sampling | None = None,
     out: Path = Path("grid.png"),
     any_base: bool = False,
+    text: bool = False,
+    language: CausalLMBackbone = _LANGUAGE,
+    speaking: Speaking | None = None,
 ) -> None:
-    """Make pictures with sliders at their dials, beside the base's of the same seeds.
+    """Make pictures, or with --text responses, with sliders at their dials, beside the base's of the same seeds.
 
     Args:
         prompt: one, or a list; a row of the grid each.
@@ -149,9 +166,16 @@ def generate(
         sampling: steps, guidance, batch.
         out: the picture to write.
         any_base: load sliders that were made for another base.
+        text: the prompts are messages to the language model, whose responses are streamed.
+        language: the language model.
+        speaking: length and temperature of the responses.
     """
-    loaded = _load(_listed(slider), backbone, any_base)
+    used = language if text else backbone
+    loaded = _load(_listed(slider), used, any_base)
     positions = _positions(loaded, dial)
+    if text:
+        cli_text.generate(language, _listed(prompt), loaded, positions, _listed(seed), speaking or Speaking(tokens=96))
+        return
     prompts, seeds = _listed(prompt), _listed(seed)
     wanted = [Scene(text, number) for number in seeds for text in prompts]
     pictures = sample(backbone, wanted, sampling).unflatten(0, (len(seeds), len(prompts)))
@@ -179,26 +203,36 @@ def evaluate(
     eta: float | None = None,
     out: Path | None = None,
     any_base: bool = False,
+    language: CausalLMBackbone = _LANGUAGE,
+    speaking: Speaking | None = None,
 ) -> None:
     """Measure a slider on held-out prompts: effect, drift, straightness; JSON, a table and plots.
 
     Args:
-        slider: the slider's file.
+        slider: the slider's file; the folder of one for a language model.
         backbone: the model.
         concept: a concept's YAML file, where the slider's own metadata does not say or something else is asked.
         judge: file of the attribute judge.
         dials: positions; 0 is added where it is missing.
-        pictures: held-out scenes at each position.
+        pictures: held-out scenes (of language: prompts) at each position.
         sampling: how they are sampled.
         oracle: measure the training-free oracle on the same scenes.
         eta: of the oracle; the slider's own unless given.
         out: folder for what is written; a folder beside the slider unless given.
         any_base: load a slider that was made for another base.
+        language: the language model.
+        speaking: how it answers.
     """
-    loaded = _load([slider], backbone, any_base)[0]
-    what = Concept.load(concept) if concept else concept_of(loaded)
-    strength = eta if eta is not None else float(loaded.metadata.get("sliders.eta", 1.0))
     positions = sorted({0.0, *(dials if dials is not None else [-2, -1.5, -1, -0.5, 0.5, 1, 1.5, 2])})
+    what = Concept.load(concept) if concept else None
+    if slider.is_dir():
+        spoken = _load([slider], language, any_base)[0]
+        folder = out or slider.parent / "evaluation"
+        cli_text.evaluate(language, spoken, what, positions, pictures, speaking or Speaking(), folder)
+        return
+    loaded = _load([slider], backbone, any_base)[0]
+    what = (what or concept_of(loaded)).worded("image")
+    strength = eta if eta is not None else float(loaded.metadata.get("sliders.eta", 1.0))
     with attach(backbone, [loaded]) as attached:
         evaluation = evaluate_dial(
             backbone,
@@ -220,7 +254,7 @@ def bake(
     slider: Path | list[Path],
     out: Path,
     dial: float | list[float] = 1.0,
-    backbone: DiffusionBackbone = _BASE,
+    backbone: AbstractBackbone = _BASE,
     any_base: bool = False,
 ) -> None:
     """Write a whole model with sliders merged into it; the dials are gone then.
@@ -240,12 +274,21 @@ def bake(
     say(f"model   {out}")
 
 
+def fetch(name: str = "smollm2") -> None:
+    """Download a small language model and convert it, once; it is called by itself where one is needed.
+
+    Args:
+        name: of the model.
+    """
+    say(f"model   {fetch_model(name)}")
+
+
 def main() -> None:
     """Entry point of the `sliders` command."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     hush_libraries()
     try:
-        auto_cli([preview, generate, evaluate, bake], as_positional=True)
+        auto_cli([preview, generate, evaluate, bake, fetch], as_positional=True)
     except SliderError as error:
         sys.exit(f"error: {error}")
 

@@ -1,7 +1,9 @@
 """Language models that predict the next token: any `AutoModelForCausalLM`."""
 
+import math
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +15,44 @@ from transformers.pytorch_utils import Conv1D
 
 from sliders.algebra.slider import Slider
 from sliders.backbones.base import AbstractBackbone, TargetGroup, hash_weights
-from sliders.batch import TensorBatch
+from sliders.batch import TensorBatch, join
 from sliders.concept import BETWEEN
 from sliders.errors import SliderError
 from sliders.fetch import FETCHED, fetch
 from sliders.formats import peft
+from sliders.losses.erasure import plausible, steer
 
 _BLOCKS = r"^lm\..*?\.(layers|h|blocks)\.({blocks})\."
 _ATTENTION = r"(self_attn|attn|attention|self_attention)\."
 _MLP = r"(mlp|feed_forward|ffn)\."
+
+
+@dataclass(frozen=True)
+class Steering:
+    """The formula at sampling time, without any slider: ``y0(target) + amount [y0(positive) - y0(negative)]``.
+
+    Args:
+        positives: conditionings of n rows each; their log-probabilities are averaged.
+        negatives: the same.
+        amount: ``s * eta`` of each row, ``[n]``.
+        plausible: share of the largest base probability that a token must have to be said at all.
+    """
+
+    positives: Sequence[TensorBatch]
+    negatives: Sequence[TensorBatch]
+    amount: Tensor
+    plausible: float = 0.05
+
+    @property
+    def conditionings(self) -> list[TensorBatch]:
+        """All that is asked beside the target."""
+        return [*self.positives, *self.negatives]
+
+    def combine(self, said: Tensor) -> Tensor:
+        """Steered log-probabilities ``[n, vocabulary]`` from ``[1 + positives + negatives, n, vocabulary]``."""
+        base, positive, negative = said[0], said[1 : 1 + len(self.positives)], said[1 + len(self.positives) :]
+        steered = steer(base, positive.mean(0) - negative.mean(0), self.amount)
+        return steered.masked_fill(~plausible(base, self.plausible), -math.inf).log_softmax(-1)
 
 
 class CausalLMBackbone(AbstractBackbone):
@@ -108,8 +139,8 @@ class CausalLMBackbone(AbstractBackbone):
         return self._fingerprint
 
     def target_groups(self) -> dict[str, TargetGroup]:
-        first, last = self.slider_layers or (0, self.lm.config.num_hidden_layers - 1)
-        blocks = _BLOCKS.format(blocks="|".join(map(str, range(first, last + 1))))
+        first, last = self.slider_layers or (0, -1)
+        blocks = _BLOCKS.format(blocks="|".join(map(str, range(first, last + 1))) or r"\d+")
         return {
             "attention": TargetGroup((blocks + _ATTENTION,)),
             "mlp": TargetGroup((blocks + _MLP,)),
@@ -264,7 +295,12 @@ class CausalLMBackbone(AbstractBackbone):
 
     @torch.no_grad()
     def stream(
-        self, conditioning: TensorBatch, seeds: Sequence[int], tokens: int, temperature: float = 1.0
+        self,
+        conditioning: TensorBatch,
+        seeds: Sequence[int],
+        tokens: int,
+        temperature: float = 1.0,
+        steering: Steering | None = None,
     ) -> Iterator[Tensor]:
         """Sample responses, one token ``[n]`` of every row at a time; rows that have ended give padding.
 
@@ -276,14 +312,18 @@ class CausalLMBackbone(AbstractBackbone):
         chance = torch.stack([torch.rand(tokens, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
         chance = chance.to(self.device)
         ends = torch.tensor(self.ends, device=self.device)
-        empty = {name: conditioning["prefix"].new_zeros(len(seeds), 0) for name in ("tokens", "mask")}
-        inputs = self._joined(empty, conditioning)
+        asked = conditioning if steering is None else join([conditioning, *steering.conditionings])
+        times = len(asked["prefix"]) // len(seeds)
+        empty = {name: asked["prefix"].new_zeros(len(asked["prefix"]), 0) for name in ("tokens", "mask")}
+        inputs = self._joined(empty, asked)
         mask, position = inputs["attention_mask"], inputs["position_ids"][:, -1:]
         done = torch.zeros(len(seeds), dtype=torch.bool, device=self.device)
         cache = None
         for step in range(tokens):
             out = self.lm(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
             cache, logits = out.past_key_values, out.logits[:, -1].float()
+            if steering is not None:
+                logits = steering.combine(logits.log_softmax(-1).unflatten(0, (times, len(seeds))))
             if temperature == 0:
                 token = logits.argmax(-1)
             else:
@@ -295,21 +335,26 @@ class CausalLMBackbone(AbstractBackbone):
             done = done | torch.isin(token, ends)
             if done.all():
                 return
-            mask = torch.cat([mask, (~done).long()[:, None]], 1)
+            mask = torch.cat([mask, (~done).long().repeat(times)[:, None]], 1)
             position = position + 1
-            inputs = {"input_ids": token[:, None], "attention_mask": mask, "position_ids": position}
+            inputs = {"input_ids": token.repeat(times)[:, None], "attention_mask": mask, "position_ids": position}
 
     @torch.no_grad()
     def respond(
-        self, conditioning: TensorBatch, seeds: Sequence[int], tokens: int, temperature: float = 1.0
+        self,
+        conditioning: TensorBatch,
+        seeds: Sequence[int],
+        tokens: int,
+        temperature: float = 1.0,
+        steering: Steering | None = None,
     ) -> TensorBatch:
         """States of sampled responses of up to ``tokens`` tokens; see `stream`."""
-        said = list(self.stream(conditioning, seeds, tokens, temperature))
+        said = torch.stack(list(self.stream(conditioning, seeds, tokens, temperature, steering)), 1)
         ids = torch.full((len(seeds), tokens), self._padding, device=self.device)
-        ids[:, : len(said)] = torch.stack(said, 1)
-        ended = torch.isin(ids, torch.tensor(self.ends, device=self.device)).cumsum(1)
-        mask = (ended == 0) | ((ended == 1) & torch.isin(ids, torch.tensor(self.ends, device=self.device)))
-        mask[:, len(said) :] = False
+        ids[:, : said.shape[1]] = said
+        last = torch.isin(ids, torch.tensor(self.ends, device=self.device))
+        mask = last.cumsum(1) - last.long() == 0  # up to the first end mark, which is part of the response
+        mask[:, said.shape[1] :] = False
         return {"tokens": ids, "mask": mask}
 
     def text(self, state: TensorBatch) -> list[str]:

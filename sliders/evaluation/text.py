@@ -12,7 +12,7 @@ from rich.table import Table
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from sliders.backbones.causal_lm import CausalLMBackbone
+from sliders.backbones.causal_lm import CausalLMBackbone, Steering
 from sliders.batch import TensorBatch, join, repeat, rows, take
 from sliders.concept import BETWEEN, Concept, read_prompts
 from sliders.errors import SliderError
@@ -149,6 +149,31 @@ def say_over_dial(
             with turn(torch.full((len(index),), dial, device=backbone.device)):
                 chosen = [seeds[i] for i in index.tolist()]
                 parts.append(backbone.respond(take(conditioning, index), chosen, how.tokens, how.temperature))
+        states.append(join(parts))
+    return states
+
+
+@torch.no_grad()
+def say_with_oracle(
+    backbone: CausalLMBackbone, concept: Concept, messages: Sequence[str], amounts: Sequence[float], how: Speaking
+) -> list[TensorBatch]:
+    """Responses by the formula itself at sampling time, without any slider, at each amount (dial times eta)."""
+
+    def asked(instruction: str, part: Sequence[str]) -> TensorBatch:
+        return backbone.encode([instruction + BETWEEN + message for message in part])
+
+    states = []
+    for amount in amounts:
+        parts = []
+        for start in range(0, len(messages), how.batch):
+            part = messages[start : start + how.batch]
+            steering = Steering(
+                [asked(p, part) for p in concept.positives],
+                [asked(n, part) for n in concept.negatives],
+                torch.full((len(part),), amount, device=backbone.device),
+            )
+            seeds = range(how.first_seed + start, how.first_seed + start + len(part))
+            parts.append(backbone.respond(asked(concept.target, part), seeds, how.tokens, how.temperature, steering))
         states.append(join(parts))
     return states
 

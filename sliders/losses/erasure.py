@@ -34,6 +34,19 @@ def steer(base: Tensor, direction: Tensor, amount: Tensor) -> Tensor:
     return base + per_row(amount, base) * direction
 
 
+def plausible(base: Tensor, share: float) -> Tensor:
+    """Which tokens may move: those with at least ``share`` of the largest base probability of their position.
+
+    A difference of log-probabilities says nothing of tokens that nobody would say (contrastive decoding, Li et al.
+    2022, eq. 2).
+
+    Args:
+        base: log-probabilities ``[..., k]``.
+        share: between 0 and 1.
+    """
+    return base >= base.amax(-1, keepdim=True) + math.log(share)
+
+
 @dataclass(frozen=True)
 class Prediction:
     """What the student said, and what the frozen model says of the same states; all ``[n, ...]``.
@@ -107,45 +120,56 @@ class ErasureLoss(AbstractLoss):
 class LogProbabilityLoss(AbstractLoss):
     """Kullback-Leibler divergence from the formula's target, divided by the dial squared.
 
-    A difference of log-probabilities says nothing of tokens that nobody would say, so only plausible tokens move: those
-    whose base probability is at least ``plausible`` times the largest (contrastive decoding, Li et al. 2022, eq. 2).
-    They share what the base gives to all of them together, and the rest of the vocabulary keeps, as one, what it has.
-    So dial 0 asks for the base itself, which the target cut to plausible tokens and normalised would not.
+    Only plausible tokens move.  They share what the base gives to all of them together, and the rest of the vocabulary
+    keeps, as one, what it has; so dial 0 asks for the base itself, which the target cut to plausible tokens and
+    normalised would not.
 
     Args:
         eta: how far dial 1 moves the log-probabilities, in units of the direction.
-        plausible: share of the largest base probability from which a token may move.
+        plausible: share of the largest base probability from which a token may move; see `plausible`.
+        top_k: of the tokens that move, the target keeps only so many of the likeliest (ELM, section 4.1).
+        ramp: the weight of a position rises linearly over so many first positions, for responses whose first tokens
+            are given away by the prompt (ELM's code weighs positions so); without it all weigh the same.
     """
 
     space = "log-probabilities"
 
-    def __init__(self, eta: float = 1.5, plausible: float = 0.05) -> None:
+    def __init__(
+        self, eta: float = 1.5, plausible: float = 0.05, top_k: int | None = None, ramp: int | None = None
+    ) -> None:
         super().__init__(eta)
         if not 0 < plausible < 1:
             raise SliderError(f"loss.plausible is {plausible}; it must lie between 0 and 1")
-        self.plausible = plausible
-
-    def _moves(self, base: Tensor) -> Tensor:
-        return base >= base.amax(-1, keepdim=True) + math.log(self.plausible)
+        for name, value in (("top_k", top_k), ("ramp", ramp)):
+            if value is not None and value < 1:
+                raise SliderError(f"loss.{name} is {value}; it must be at least 1")
+        self.plausible, self.top_k, self.ramp = plausible, top_k, ramp
 
     def target(self, prediction: Prediction) -> Tensor:
         """Log-probabilities of the same tokens; those that do not move have the base's."""
-        base, moves = prediction.base.float(), self._moves(prediction.base)
+        base, moves = prediction.base.float(), plausible(prediction.base, self.plausible)
         steered = steer(base, prediction.direction.float(), prediction.dial * self.eta)
         steered = steered.masked_fill(~moves, -math.inf)
+        if self.top_k is not None and self.top_k < steered.shape[-1]:
+            asked = prediction.direction.flatten(1).any(1).view(-1, *[1] * (base.dim() - 1))
+            least = steered.topk(self.top_k, -1).values[..., -1:]
+            steered = steered.masked_fill((steered < least) & asked, -math.inf)
         mass = base.masked_fill(~moves, -math.inf).logsumexp(-1, keepdim=True)
         return torch.where(moves, steered.log_softmax(-1) + mass, base)
 
     def focus(self, prediction: Prediction) -> Tensor:
-        return super().focus(prediction) * prediction.base.exp() * self._moves(prediction.base)
+        return super().focus(prediction) * prediction.base.exp() * plausible(prediction.base, self.plausible)
 
     def forward(self, prediction: Prediction) -> Tensor:
         target, student = self.target(prediction), prediction.student.float()
-        moves = self._moves(prediction.base)
+        moves = plausible(prediction.base, self.plausible)
         share, said = (torch.where(moves, x.exp(), 0) for x in (target, student))
-        divergence = (share * torch.where(moves, target - student, 0)).sum(-1)
+        divergence = (share * torch.where(share > 0, target - student, 0)).sum(-1)
         rest, rest_said = (1 - x.sum(-1).clamp(max=1 - 1e-6) for x in (share, said))
         divergence = divergence + rest * (rest.log() - rest_said.log())
+        if self.ramp is not None:
+            place = torch.arange(1, divergence.shape[-1] + 1, device=divergence.device)
+            divergence = divergence * (place / self.ramp).clamp_max(1)
         return prediction.averaged(divergence) / prediction.dial.square()
 
 
@@ -174,7 +198,8 @@ def progress(prediction: Prediction, loss: AbstractLoss) -> tuple[Tensor, Tensor
     """
     rows = prediction.direction.flatten(1).abs().sum(1) > 0
     focus = loss.focus(prediction).expand_as(prediction.base).float().sqrt()
-    asked = (focus * (loss.target(prediction) - prediction.base).float())[rows]
+    target = loss.target(prediction).clamp_min(-30)  # a token that the target forbids
+    asked = (focus * (target - prediction.base).float())[rows]
     moved = (focus * (prediction.student - prediction.base).float())[rows]
     size = asked.square().sum().clamp_min(1e-12)
     effect = (asked * moved).sum() / size

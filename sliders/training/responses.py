@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from sliders.attach import Adapter
-from sliders.backbones.causal_lm import CausalLMBackbone
+from sliders.backbones.causal_lm import CausalLMBackbone, Steering
 from sliders.batch import TensorBatch, join, take
 from sliders.concept import read_prompts
 from sliders.errors import SliderError
@@ -16,8 +16,9 @@ from sliders.training.data import StepBatch
 from sliders.training.states import Lesson, Pooled, choose_question
 from sliders.training.teacher import Teacher
 
-Voice = Literal["target", "positive", "negative", "slider"]
-"""Who says a response: the model under one of the concept's instructions, or under the target with the slider on."""
+Voice = Literal["target", "positive", "negative", "slider", "steered"]
+"""Who says a response: the model under one of the concept's instructions, or under the target with the slider on, or
+the formula itself at sampling time (the diverted responses on which ELM trains fluency)."""
 
 
 def speaker(teacher: Teacher) -> CausalLMBackbone:
@@ -25,6 +26,20 @@ def speaker(teacher: Teacher) -> CausalLMBackbone:
     if not isinstance(teacher.backbone, CausalLMBackbone):
         raise SliderError(f"model.states are responses, but {type(teacher.backbone).__name__} says nothing; use Pool")
     return teacher.backbone
+
+
+def steering(teacher: Teacher, questions: Sequence[int], amount: float) -> Steering:
+    """The formula at sampling time for these questions, which have as many positives and negatives each."""
+
+    def column(prompts: Sequence[int]) -> TensorBatch:
+        return take(teacher.conditioning, torch.tensor(prompts))
+
+    asked = [teacher.questions[q] for q in questions]
+    return Steering(
+        [column(c) for c in zip(*(q.positives for q in asked), strict=True)],
+        [column(c) for c in zip(*(q.negatives for q in asked), strict=True)],
+        torch.full((len(asked),), amount, device=teacher.backbone.device),
+    )
 
 
 class Responses(Pooled):
@@ -37,8 +52,10 @@ class Responses(Pooled):
     Args:
         sampled: responses to sample.
         tokens: the longest a response can be.
-        voices: whose they are; ``slider`` is the slider's own at dials drawn from -``dial`` to ``dial``.
+        voices: whose they are; ``slider`` is the slider's own at dials drawn from -``dial`` to ``dial``, ``steered``
+            that of the formula at ``steer_by``.
         dial: see ``voices``.
+        steer_by: dial times eta of the voice ``steered``.
         temperature: of the sampling.
         file: a text file with a response a line; each is asked about under a message drawn at random.
         refresh: training steps between two fillings; without it the first one is kept.
@@ -51,6 +68,7 @@ class Responses(Pooled):
         tokens: int = 40,
         voices: Sequence[Voice] = ("target", "positive", "negative"),
         dial: float = 1.0,
+        steer_by: float = 1.0,
         temperature: float = 0.8,
         file: Path | None = None,
         refresh: int | None = None,
@@ -64,6 +82,7 @@ class Responses(Pooled):
         if not voices and sampled:
             raise SliderError("Responses.voices is empty; name at least one")
         self.sampled, self.tokens, self.voices, self.dial = sampled, tokens, list(voices), dial
+        self.steer_by = steer_by
         self.temperature, self.file, self.refresh, self.chunk = temperature, file, refresh, chunk
 
     def fill(self, teacher: Teacher, adapter: Adapter, batch: StepBatch, rng: random.Random) -> Lesson:
@@ -89,14 +108,31 @@ class Responses(Pooled):
     def _sample(
         self, teacher: Teacher, adapter: Adapter, asked: Sequence[int], any_kept: bool, rng: random.Random
     ) -> TensorBatch:
+        """Responses to these questions, in the voices' turn; those of the steered voice apart, which ask more."""
         backbone = speaker(teacher)
+        voices = [self.voices[k // (1 + any_kept) % len(self.voices)] for k in range(len(asked))]
+        voices = [v if teacher.questions[q].positives else "target" for v, q in zip(voices, asked, strict=True)]
         prompts, dials, seeds = [], [], []
-        for k, q in enumerate(asked):
-            question, voice = teacher.questions[q], self.voices[k // (1 + any_kept) % len(self.voices)]
-            ends = {"positive": question.positives, "negative": question.negatives}.get(voice, ()) or [question.target]
-            prompts.append(ends[rng.randrange(len(ends))])
+        for q, voice in zip(asked, voices, strict=True):
+            question = teacher.questions[q]
+            said_by = {"positive": question.positives, "negative": question.negatives}.get(voice, (question.target,))
+            prompts.append(said_by[rng.randrange(len(said_by))])
             dials.append(rng.uniform(-self.dial, self.dial) if voice == "slider" else 0.0)
             seeds.append(rng.randrange(2**31))
         conditioning = take(teacher.conditioning, torch.tensor(prompts))
-        with adapter.dial(torch.tensor(dials)):
-            return backbone.respond(conditioning, seeds, self.tokens, self.temperature)
+        steered = torch.tensor([voice == "steered" for voice in voices])
+        parts: list[TensorBatch] = []
+        for index, on in ((steered.logical_not().nonzero()[:, 0], False), (steered.nonzero()[:, 0], True)):
+            if len(index):
+                rows = index.tolist()
+                with adapter.dial(torch.tensor(dials)[index]):
+                    said = backbone.respond(
+                        take(conditioning, index),
+                        [seeds[k] for k in rows],
+                        self.tokens,
+                        self.temperature,
+                        steering(teacher, [asked[k] for k in rows], self.steer_by) if on else None,
+                    )
+                parts.append(said)
+        order = torch.cat([steered.logical_not().nonzero()[:, 0], steered.nonzero()[:, 0]]).argsort()
+        return take(join(parts), order)
