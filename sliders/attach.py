@@ -61,6 +61,12 @@ def select_modules(model: nn.Module, patterns: Sequence[str], candidates: Sequen
     return [name for name in names if name in chosen]
 
 
+def weight_shape(model: nn.Module, name: str) -> tuple[int, ...]:
+    """The shape of a layer's weight as edits have it, the outputs first."""
+    layer = _find(model, name, "the edit")
+    return tuple(_as_edited(layer, layer.get_parameter("weight")).shape)
+
+
 def _find(model: nn.Module, name: str, owner: str) -> nn.Module:
     """The layer of that name, the model's own also where an adapter in training wraps it."""
     try:
@@ -326,7 +332,8 @@ class Adapter:
 def baked(model: nn.Module, edit: Edit) -> Iterator[None]:
     """Run ``model`` with the edited weights themselves in place, as a merged checkpoint has them.
 
-    The original tensors are put back at the end, not recomputed, since merging is not reversible in low precision.
+    The original tensors are put back at the end, not recomputed, since merging is not reversible in low precision.  A
+    linear layer without a bias has one for as long as the edit makes one.
     """
     with ExitStack() as stack:
         for name in edit.modules:
@@ -334,7 +341,11 @@ def baked(model: nn.Module, edit: Edit) -> Iterator[None]:
             weight = getattr(layer, "weight", None)
             if not isinstance(weight, nn.Parameter):
                 raise SliderError(f"the edit changes {name!r}, which has no weight of its own")
-            original = weight.data
-            weight.data = _as_edited(layer, edit.apply(name, _as_edited(layer, original))).contiguous()
+            original, bias = weight.data, getattr(layer, "bias", None)
+            edited, shifted = edit.apply_layer(name, _as_edited(layer, original), None if bias is None else bias.data)
             stack.callback(setattr, weight, "data", original)
+            weight.data = _as_edited(layer, edited).contiguous()
+            if shifted is not None:
+                stack.callback(setattr, layer, "bias", bias)
+                layer.bias = nn.Parameter(shifted, requires_grad=False)
         yield

@@ -245,7 +245,7 @@ class CausalLMBackbone(AbstractBackbone):
 
     def predict(self, state: TensorBatch, conditioning: TensorBatch) -> Tensor:
         if self.hidden_layers:
-            return self._hidden(state, conditioning)
+            return self.hidden(state, conditioning, self.hidden_layers)
         return self.log_probabilities(state, conditioning)
 
     def weight(self, state: TensorBatch) -> Tensor:
@@ -284,12 +284,32 @@ class CausalLMBackbone(AbstractBackbone):
         own = {"tokens": state["tokens"], "mask": state["mask"], "support": state["tokens"][..., None]}
         return self.log_probabilities(own, conditioning)[..., 0] * state["mask"]
 
-    def _hidden(self, state: TensorBatch, conditioning: TensorBatch) -> Tensor:
-        assert self.hidden_layers
+    def hidden(self, state: TensorBatch, conditioning: TensorBatch, layers: Sequence[int]) -> Tensor:
+        """States ``[n, layers, response, width]`` after these blocks (the first is 1) at the response's tokens."""
         length = state["tokens"].shape[1]
-        joined = self._joined(state, conditioning)
-        out = self.lm.base_model(**joined, use_cache=False, output_hidden_states=True).hidden_states
-        return torch.stack([out[layer][:, -length:] for layer in self.hidden_layers], 1)
+        seen: dict[int, Tensor] = {}
+        hooks = [
+            self.lm.get_submodule(name).register_forward_hook(
+                lambda _, __, out, k=k: seen.update({k: out if isinstance(out, Tensor) else out[0]})
+            )
+            for k, name in enumerate(self._blocks(), 1)
+            if k in layers
+        ]
+        try:
+            self.lm.base_model(**self._joined(state, conditioning), use_cache=False)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return torch.stack([seen[layer][:, -length:] for layer in layers], 1)
+
+    def _blocks(self) -> list[str]:
+        """The names of the blocks, in order."""
+        found = {match[0].removeprefix("lm.").rstrip(".") for match in self._block_matches()}
+        return sorted(found, key=lambda name: int(name.rpartition(".")[2]))
+
+    def _block_matches(self) -> Iterator[re.Match[str]]:
+        pattern = re.compile(_BLOCKS.format(blocks=r"\d+"))
+        return (match for name, _ in self.named_modules() if (match := pattern.match(f"{name}.")))
 
     # Responses
 

@@ -7,10 +7,12 @@ has alpha = rank in every module.  The safetensors' metadata says what the slide
 import collections
 import json
 import re
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -21,6 +23,8 @@ from sliders.algebra.slider import Slider
 from sliders.errors import SliderError
 
 _OURS, _THEIRS = "lm.", "base_model.model."
+_MOVES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""What PEFT initialises by taking something out of the base's own weights."""
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
@@ -40,6 +44,8 @@ def save(slider: Slider, folder: Path, base: str, transposed: bool = False) -> N
         place = _THEIRS + name.removeprefix(_OURS)
         state[f"{place}.lora_A.weight"] = update.A.clone().contiguous()
         state[f"{place}.lora_B.weight"] = update.B.clone().contiguous()
+    if not state:
+        raise SliderError(f"slider {slider.name!r} changes no layer, so that there is nothing to write")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
         new = Path(temporary) / "new"
@@ -51,8 +57,22 @@ def save(slider: Slider, folder: Path, base: str, transposed: bool = False) -> N
         if folder.exists():
             if not (folder / CONFIG).exists():
                 raise SliderError(f"{folder} is there and holds no slider; give another place or remove it")
-            folder.rename(Path(temporary) / "old")
+            _replace(folder, new, Path(temporary) / "old")
+        else:
+            new.rename(folder)
+
+
+def _replace(folder: Path, new: Path, old: Path) -> None:
+    """Put ``new`` in the place of ``folder``; what else lies there, such as a README, stays there."""
+    for other in folder.iterdir():
+        if other.name not in (WEIGHTS, CONFIG):
+            (shutil.copytree if other.is_dir() else shutil.copy2)(other, new / other.name)
+    folder.rename(old)
+    try:
         new.rename(folder)
+    except BaseException:
+        old.rename(folder)
+        raise
 
 
 def _config(update: Translation, base: str, transposed: bool) -> dict[str, Any]:
@@ -80,7 +100,7 @@ def load(folder: Path) -> Slider:
     """Read a slider, ours or any plain LoRA that PEFT has written.
 
     Raises:
-        SliderError: the folder holds no such thing; rsLoRA, DoRA and biases are refused by name.
+        SliderError: the folder holds no such thing; what is more than ``B A`` is refused by its name.
     """
     file, described = folder / WEIGHTS, folder / CONFIG
     if not file.is_file() or not described.is_file():
@@ -94,20 +114,32 @@ def load(folder: Path) -> Slider:
         raise SliderError(f"{folder} is not a readable PEFT folder: {error}") from error
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         raise SliderError(f"{described} is not the configuration of a LoRA")
-    if config.get("use_dora") or config.get("bias", "none") != "none":
-        raise SliderError(f"{described}: DoRA and trained biases are not low-rank updates of weights alone")
+    more = {key: config.get(key) for key in ("use_dora", "alora_invocation_tokens")}
+    more["bias"] = config.get("bias", "none") not in ("none", None)
+    more["init_lora_weights"] = str(config.get("init_lora_weights")).lower().startswith(_MOVES_THE_BASE)
+    if any(more.values()):
+        key = next(key for key, wrong in more.items() if wrong)
+        raise SliderError(f"{described}: with this {key!r} it is no low-rank update of the base's weights alone")
     updates: dict[str, LowRank] = {}
     for key, down in state.items():
         if not key.endswith(".lora_A.weight"):
             continue
         place = key.removesuffix(".lora_A.weight")
         name, up = place.removeprefix(_THEIRS), state.get(f"{place}.lora_B.weight")
-        if up is None or down.dim() != 2 or up.dim() != 2 or up.shape[1] != len(down):
+        if up is None or down.dim() != 2 or up.dim() != 2 or up.shape[1] != len(down) or not len(down):
             raise SliderError(f"{file}: {place!r} has no lora_B that fits its lora_A")
-        updates[_OURS + name] = LowRank(up * _scale(config, name, len(down)), down, (len(up), down.shape[1]))
-    if len(state) != 2 * len(updates) or not updates:
-        raise SliderError(f"{file} holds something else than pairs of lora_A and lora_B")
-    return Slider(metadata.get("sliders.name", folder.name), Translation(updates), metadata)
+        try:
+            scale = _scale(config, name, len(down))
+        except (AttributeError, TypeError, ValueError, re.error) as error:
+            raise SliderError(f"{described}: lora_alpha or alpha_pattern is malformed: {error}") from error
+        up, down = (factor.to(torch.promote_types(factor.dtype, torch.float32)) for factor in (up, down))
+        updates[_OURS + name] = LowRank(up * scale, down, (len(up), down.shape[1]))
+    known = {f"{_THEIRS}{name.removeprefix(_OURS)}.lora_{part}.weight" for name in updates for part in "AB"}
+    if foreign := sorted(set(state) - known):
+        raise SliderError(f"{file} holds {foreign[0]!r}, which is not part of a LoRA of linear layers")
+    if not updates:
+        raise SliderError(f"{file} holds no pairs of lora_A and lora_B")
+    return Slider(metadata.get("sliders.name", folder.resolve().name), Translation(updates), metadata)
 
 
 def _scale(config: dict[str, Any], name: str, rank: int) -> float:

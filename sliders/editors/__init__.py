@@ -1,0 +1,1 @@
+"""Editing methods: each fits an `Edit` of the algebra on a model."""
