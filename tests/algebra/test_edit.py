@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from sliders.algebra.edit import Edit, Translation
+from sliders.algebra.edit import Affine, Edit, Translation
+from sliders.algebra.elements import erase_output, onto
 from sliders.errors import SliderError
 from tests.factory import lowrank, normal
 
@@ -38,16 +39,9 @@ def differ(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     return max(float((one[name] - other[name]).abs().max()) for name in WEIGHTS)
 
 
-class Ablation(Edit):
+def ablation() -> Edit:
     """``W -> (I - v v^T) W``: idempotent and not invertible, so nothing of what holds for translations."""
-
-    @property
-    def modules(self) -> tuple[str, ...]:
-        return ("fc",)
-
-    def apply(self, module: str, weight: Tensor) -> Tensor:
-        v = torch.nn.functional.normalize(torch.ones(len(weight), dtype=weight.dtype), dim=0)
-        return weight - torch.outer(v, v @ weight)
+    return Affine({"fc": erase_output(onto(torch.ones(5, 1, dtype=torch.float64)), None, (5, 4))})
 
 
 @laws
@@ -86,10 +80,28 @@ def test_numbers_distribute(a: Translation, b: Translation, s: float) -> None:
 
 def test_an_ablation_neither_commutes_nor_inverts() -> None:
     """Control: the same measures see an edit that is not a translation."""
-    a, ablation = Translation({"fc": lowrank((5, 4), 2, seed=1)}), Ablation()
-    assert differ(after(a, ablation), after(ablation, a)) > 1e-2
-    assert differ(after(ablation, ablation), after(ablation)) < 1e-12
-    assert differ(after(ablation), WEIGHTS) > 1e-2  # done once more it does not come back
+    a, projection = Translation({"fc": lowrank((5, 4), 2, seed=1)}), ablation()
+    assert differ(after(a, projection), after(projection, a)) > 1e-2
+    assert differ(after(projection, projection), after(projection)) < 1e-12
+    assert differ(after(projection), WEIGHTS) > 1e-2  # done once more it does not come back
+
+
+@laws
+@given(translations(), translations())
+def test_composing_translations_gives_one(a: Translation, b: Translation) -> None:
+    assert isinstance(a @ b, Translation)
+    assert differ(after(a @ b), after(b, a)) < 1e-12
+    assert differ(after(a @ a.inverse()), WEIGHTS) < 1e-12
+    assert differ(after(Affine(a.elements())), after(a)) < 1e-12
+
+
+def test_a_translation_leaves_the_bias() -> None:
+    bias = normal(5, seed=1)
+    for module in ("fc", "elsewhere"):
+        kept = Translation({"fc": lowrank((5, 4), 2)}).apply_layer(module, WEIGHTS["fc"], bias)[1]
+        assert kept is not None
+        assert kept is not bias
+        assert torch.equal(kept, bias)
 
 
 def test_apply_leaves_the_weight_and_other_modules() -> None:
