@@ -1,7 +1,7 @@
 """Train and measure every concept of the embedded model: `python -m benchmarks.avatars`.
 
-For each config in `configs/avatars/` it trains the slider (a run that is already there is kept), measures it and its
-training-free oracle on the same held-out scenes, and writes `docs/avatars_table.md` with the strips beside it.
+For each concept it trains the slider, measures it and its training-free oracle on the same held-out scenes, and writes
+`docs/avatars_table.md` with the strips beside it.  What is already there is kept: remove `runs/NAME` to do it again.
 """
 
 import json
@@ -74,6 +74,9 @@ def main(
         concept, eta = concept_of(slider), float(slider.metadata["sliders.eta"])
         training = json.loads(slider.metadata["sliders.training"])
         evaluation_folder = folder / "evaluation"
+        if (evaluation_folder / "line.txt").exists():
+            lines.append((evaluation_folder / "line.txt").read_text())
+            continue
         with attach(backbone, [slider]) as dials:
             evaluation: Evaluation = evaluate_dial(
                 backbone, lambda v, d=dials, n=name: d.turned({n: v}), concept, judge, eta, DIALS, pictures, how
@@ -89,6 +92,7 @@ def main(
         for picture in ("strip", "dose_response"):
             Image.open(evaluation_folder / f"{picture}.png").quantize(128).save(out / f"{name}_{picture}.png")
         lines.append(row(name, eta, training, evaluation.dose, oracle))
+        (evaluation_folder / "line.txt").write_text(lines[-1])
         print(lines[-1], flush=True)
     header = "| concept | measured | η | training | slider at −2 −1 0 1 2 | oracle at −2 −1 0 1 2 "
     header += "| slider's worst drift at ±1, ±2 | oracle's | Spearman over 9 dials |"

@@ -45,7 +45,7 @@ def fit_steering(
         seed: of the responses.
         batch: rows at a time.
     """
-    words = concept.worded("text")
+    words, layers = concept.worded("text"), {block: writes(backbone, block) for block in blocks}
     sums: dict[str, torch.Tensor] = {}
     count = torch.zeros((), device=backbone.device)
     contexts = words.in_contexts()
@@ -57,7 +57,7 @@ def fit_steering(
         for side, sign in ((1, 1.0), (2, -1.0)):
             instructions = len(part[0][side])
             for k in range(instructions):
-                states = backbone.hidden(said, backbone.encode([c[side][k] for c in part]), [b + 1 for b in blocks])
+                states = backbone.hidden(said, backbone.encode([c[side][k] for c in part]), [b + 1 for b in layers])
                 share = (states * said["mask"][:, None, :, None]).sum((0, 2)) * sign / instructions
                 for row, block in enumerate(blocks):
                     name = writes(backbone, block)

@@ -1,17 +1,25 @@
 """What a language model knows: questions with one right answer, and the likelihood it gives to that and to others."""
 
+import json
+import math
 import random
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 import yaml
+from rich.table import Table
 
 from sliders.backbones.causal_lm import CausalLMBackbone
 from sliders.batch import take
-from sliders.concept import BETWEEN
+from sliders.concept import BETWEEN, read_prompts
 from sliders.errors import SliderError
+from sliders.evaluation.lexical import repetition
+from sliders.evaluation.sampling import Turn
+from sliders.evaluation.text import Speaking, on_neutral_text
 
 
 @dataclass(frozen=True)
@@ -59,8 +67,9 @@ class Known:
     Args:
         name: of the body.
         accuracy: share of questions whose right answer is the likeliest of the choices.
-        chance: of guessing.
+        chance: of guessing among them.
         error: the standard error of the accuracy.
+        said: share of questions whose right answer is in what the model says, taking the likeliest tokens.
         right: log-probability a token of the right answers.
         questions: how many.
     """
@@ -69,22 +78,30 @@ class Known:
     accuracy: float
     chance: float
     error: float
+    said: float
     right: float
     questions: int
 
 
 @torch.no_grad()
 def ask(
-    backbone: CausalLMBackbone, body: Facts, choices: int = 4, subjects: Sequence[str] | None = None, batch: int = 48
+    backbone: CausalLMBackbone,
+    body: Facts,
+    choices: int = 4,
+    subjects: Sequence[str] | None = None,
+    tokens: int = 24,
+    batch: int = 48,
 ) -> Known:
-    """Choose between the right answer and wrong ones, by likelihood, for every held-out wording of every fact."""
-    prefixes, answers = [], []
+    """Every held-out wording of every fact: the model answers it, and chooses between right and wrong by likelihood."""
+    prefixes, answers, questions, right = [], [], [], []
     subjects = list(body.facts) if subjects is None else list(subjects)
     for question in body.heldout_questions:
         for subject in subjects:
             before = backbone.render(BETWEEN + question.format(subject)) + body.heldout_stem.format(subject)
             options = [body.facts[subject], *body.others(subject, choices - 1)]
             prefixes += [before] * len(options)
+            questions.append(BETWEEN + question.format(subject))
+            right.append(body.facts[subject])
             answers += [f" {option}" for option in options]
     conditioning = backbone.encode_plain(prefixes)
     state = backbone.responses(answers, 12, end=False)
@@ -93,11 +110,105 @@ def ask(
     per_token = scores / state["mask"].sum(1)
     found = scores.view(-1, min(choices, len(set(body.facts.values()))))
     hits = (found.argmax(1) == 0).float()
+    asked = backbone.encode(questions)
+    texts: list[str] = []
+    for i in torch.arange(len(questions)).split(batch):
+        texts += backbone.text(backbone.respond(take(asked, i), [0] * len(i), tokens, temperature=0))
+    said = [re.search(rf"\b{re.escape(answer)}\b", text) is not None for answer, text in zip(right, texts, strict=True)]
     return Known(
         name=body.name,
         accuracy=float(hits.mean()),
         chance=1 / found.shape[1],
         error=float((hits.mean() * (1 - hits.mean()) / len(hits)) ** 0.5),
+        said=sum(said) / len(said),
         right=float(per_token.view_as(found)[:, 0].mean()),
         questions=len(hits),
     )
+
+
+@dataclass(frozen=True)
+class Erased:
+    """A model before (dial 0) and after an erasure (dial 1).
+
+    Args:
+        known: what it knows of each body, before and after.
+        perplexity: of neutral text.
+        divergence: from the base on neutral text, after, in nats a token.
+        fluency: perplexity of its own answers about the first body, as the base gives it.
+        repetition: of these answers.
+        answers: ``(question, before, after)``.
+    """
+
+    known: list[tuple[Known, Known]]
+    perplexity: tuple[float, float]
+    divergence: float
+    fluency: tuple[float, float]
+    repetition: tuple[float, float]
+    answers: list[tuple[str, str, str]]
+
+    def table(self) -> Table:
+        """For a terminal."""
+        table = Table(title="before and after", title_justify="left")
+        for heading in ("", "before", "after", "chance"):
+            table.add_column(heading, justify="left" if not heading else "right")
+        for before, after in self.known:
+            table.add_row(f"{before.name}: the right answer is said", f"{before.said:.2f}", f"{after.said:.2f}", "0")
+            shown = (f"{k.accuracy:.2f} ± {k.error:.2f}" for k in (before, after))
+            table.add_row(f"{before.name}: it is the likeliest of four", *shown, f"{before.chance:.2f}")
+        rows = (
+            ("perplexity of neutral text", self.perplexity),
+            ("perplexity of its answers, by the base", self.fluency),
+            ("repetition in its answers", self.repetition),
+        )
+        for name, (before, after) in rows:
+            table.add_row(name, f"{before:.2f}", f"{after:.2f}", "")
+        return table
+
+
+@torch.no_grad()
+def evaluate_erasure(
+    backbone: CausalLMBackbone,
+    turn: Turn,
+    bodies: Sequence[Facts],
+    how: Speaking,
+    answers: int = 24,
+) -> Erased:
+    """Ask about all bodies and let the model answer questions about the first, at dials 0 and 1."""
+
+    def turned(dial: float, rows: int) -> AbstractContextManager[None]:
+        return turn(torch.full((rows,), dial, device=backbone.device))
+
+    known = []
+    for body in bodies:
+        with turned(0.0, 1):
+            before = ask(backbone, body)
+        with turned(1.0, 1):
+            known.append((before, ask(backbone, body)))
+    perplexity, divergence = on_neutral_text(backbone, turn, [0.0, 1.0], read_prompts(how.neutral))
+    subjects = list(bodies[0].facts)[:answers]
+    questions = [bodies[0].heldout_questions[k % 2].format(s) for k, s in enumerate(subjects)]
+    asked = backbone.encode([BETWEEN + question for question in questions])
+    texts, fluency = [], []
+    for dial in (0.0, 1.0):
+        with turned(dial, len(questions)):
+            said = backbone.respond(asked, range(how.first_seed, how.first_seed + len(questions)), how.tokens, 0.7)
+        texts.append(backbone.text(said))
+        fluency.append(math.exp(-float(backbone.likelihood(said, asked).sum() / said["mask"].sum())))
+    return Erased(
+        known=known,
+        perplexity=(perplexity[0], perplexity[1]),
+        divergence=divergence[1],
+        fluency=(fluency[0], fluency[1]),
+        repetition=(repetition(texts[0]), repetition(texts[1])),
+        answers=list(zip(questions, *texts, strict=True)),
+    )
+
+
+def write_erasure_report(erased: Erased, folder: Path) -> None:
+    """Write `erasure.json` and `answers.md`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / ".erasure.json.tmp"
+    temporary.write_text(json.dumps(asdict(erased), indent=1))
+    temporary.replace(folder / "erasure.json")
+    lines = [f"- **{question}**\n  - before: {one}\n  - after: {two}" for question, one, two in erased.answers]
+    (folder / "answers.md").write_text("\n".join(lines) + "\n")

@@ -41,6 +41,11 @@ class Speaking:
     first_seed: int = 1000
     neutral: Path = NEUTRAL
 
+    def __post_init__(self) -> None:
+        for name, least in (("tokens", 1), ("temperature", 0), ("batch", 1)):
+            if getattr(self, name) < least:
+                raise SliderError(f"speaking.{name} is {getattr(self, name)}; it must be at least {least}")
+
 
 @dataclass(frozen=True)
 class TextDose:
@@ -125,10 +130,12 @@ def heldout_messages(concept: Concept, count: int) -> list[str]:
     """The first ``count`` messages that the concept is measured on.
 
     Raises:
-        SliderError: the concept names no file, or it holds fewer.
+        SliderError: the concept names no file, or it holds fewer, or there is no such score.
     """
     if concept.measure is None:
         raise SliderError(f"concept {concept.name!r} has no 'measure', which names the held-out prompts")
+    if concept.measure.attribute:
+        read(concept.measure.attribute, [])  # an unknown score should be known before anything is said
     messages = read_prompts(concept.measure.prompts)
     if len(messages) < count:
         raise SliderError(f"{concept.measure.prompts} holds {len(messages)} prompts, but {count} are asked for")
@@ -264,5 +271,5 @@ def write_text_report(dose: TextDose, folder: Path) -> None:
         lines += [f"## {prompt}", ""]
         lines += [f"- **{dial_label(d)}** {dose.texts[i][k]}" for i, d in enumerate(dose.dials)]
         lines.append("")
-    (folder / "samples.md").write_text("\n".join(lines))
+    (folder / "samples.md").write_text("\n".join(lines), encoding="utf-8")
     save_figure(text_dose_figure({"slider": dose}), folder / "dose_response.png")

@@ -198,7 +198,8 @@ def progress(prediction: Prediction, loss: AbstractLoss) -> tuple[Tensor, Tensor
     """
     rows = prediction.direction.flatten(1).abs().sum(1) > 0
     focus = loss.focus(prediction).expand_as(prediction.base).float().sqrt()
-    target = loss.target(prediction).clamp_min(-30)  # a token that the target forbids
+    target = loss.target(prediction)
+    target = target.masked_fill(target == -math.inf, -30)  # a token that the target forbids
     asked = (focus * (target - prediction.base).float())[rows]
     moved = (focus * (prediction.student - prediction.base).float())[rows]
     size = asked.square().sum().clamp_min(1e-12)

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
@@ -28,7 +28,7 @@ def speaker(teacher: Teacher) -> CausalLMBackbone:
     return teacher.backbone
 
 
-def steering(teacher: Teacher, questions: Sequence[int], amount: float) -> Steering:
+def steering(teacher: Teacher, questions: Sequence[int], amount: float, plausible: float) -> Steering:
     """The formula at sampling time for these questions, which have as many positives and negatives each."""
 
     def column(prompts: Sequence[int]) -> TensorBatch:
@@ -39,6 +39,7 @@ def steering(teacher: Teacher, questions: Sequence[int], amount: float) -> Steer
         [column(c) for c in zip(*(q.positives for q in asked), strict=True)],
         [column(c) for c in zip(*(q.negatives for q in asked), strict=True)],
         torch.full((len(asked),), amount, device=teacher.backbone.device),
+        plausible,
     )
 
 
@@ -56,6 +57,7 @@ class Responses(Pooled):
             that of the formula at ``steer_by``.
         dial: see ``voices``.
         steer_by: dial times eta of the voice ``steered``.
+        plausible: of that voice, see `Steering`; the loss's own.
         temperature: of the sampling.
         file: a text file with a response a line; each is asked about under a message drawn at random.
         refresh: training steps between two fillings; without it the first one is kept.
@@ -69,6 +71,7 @@ class Responses(Pooled):
         voices: Sequence[Voice] = ("target", "positive", "negative"),
         dial: float = 1.0,
         steer_by: float = 1.0,
+        plausible: float = 0.05,
         temperature: float = 0.8,
         file: Path | None = None,
         refresh: int | None = None,
@@ -81,8 +84,10 @@ class Responses(Pooled):
             raise SliderError("Responses: sampled is 0 and there is no file, so that there are no states")
         if not voices and sampled:
             raise SliderError("Responses.voices is empty; name at least one")
+        if wrong := [voice for voice in voices if voice not in get_args(Voice)]:
+            raise SliderError(f"Responses.voices has {wrong[0]!r}; there are {', '.join(get_args(Voice))}")
         self.sampled, self.tokens, self.voices, self.dial = sampled, tokens, list(voices), dial
-        self.steer_by = steer_by
+        self.steer_by, self.plausible = steer_by, plausible
         self.temperature, self.file, self.refresh, self.chunk = temperature, file, refresh, chunk
 
     def fill(self, teacher: Teacher, adapter: Adapter, batch: StepBatch, rng: random.Random) -> Lesson:
@@ -99,9 +104,11 @@ class Responses(Pooled):
             states.append(backbone.responses(lines, self.tokens, end=False))
             questions += [choose_question(teacher, any_kept and k % 2 == 1, rng) for k in range(len(lines))]
         state, question = join(states), torch.tensor(questions)
+        if any_kept and not torch.isin(question, teacher.kept).any():
+            raise SliderError("Responses: of one response none can be to a prompt to preserve; sample at least 2")
         rows = torch.arange(len(question)).split(self.chunk)
         state = join([backbone.complete(take(state, r), teacher.targets(question[r])) for r in rows])
-        teacher.evaluations += len(question)
+        teacher.evaluations += 0 if backbone.hidden_layers else len(question)  # hidden states need no support
         base, direction = teacher.answer(state, question, self.chunk)
         return Lesson(state, question, base, direction, backbone.weight(state))
 
@@ -131,7 +138,7 @@ class Responses(Pooled):
                         [seeds[k] for k in rows],
                         self.tokens,
                         self.temperature,
-                        steering(teacher, [asked[k] for k in rows], self.steer_by) if on else None,
+                        steering(teacher, [asked[k] for k in rows], self.steer_by, self.plausible) if on else None,
                     )
                 parts.append(said)
         order = torch.cat([steered.logical_not().nonzero()[:, 0], steered.nonzero()[:, 0]]).argsort()

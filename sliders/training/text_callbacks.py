@@ -1,13 +1,16 @@
 """What a run on a language model shows while it goes and leaves when it ends."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from sliders.concept import read_prompts
 from sliders.console import say
 from sliders.errors import SliderError
+from sliders.evaluation.knowledge import Facts, evaluate_erasure, write_erasure_report
 from sliders.evaluation.lexical import read
 from sliders.evaluation.text import (
     BETWEEN,
@@ -38,6 +41,10 @@ class TextProbe(L.Callback):
 
     def __init__(self, every: int = 20, prompts: int = 12, speaking: Speaking | None = None) -> None:
         self.every, self.prompts, self.speaking = every, prompts, speaking or Speaking(tokens=24)
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        assert isinstance(pl_module, SliderModule)
+        heldout_messages(pl_module.concept, self.prompts)  # too few should be known before the training
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -81,6 +88,11 @@ class TextReport(L.Callback):
             raise SliderError(f"TextReport.dials is {list(dials)}; 0, the base, must be among them")
         self.dials, self.prompts, self.speaking, self.show = [float(d) for d in dials], prompts, speaking, show
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        assert isinstance(pl_module, SliderModule)
+        heldout_messages(pl_module.concept, self.prompts)
+        read_prompts((self.speaking or Speaking()).neutral)
+
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, SliderModule)
         if not trainer.is_global_zero or trainer.interrupted:
@@ -101,3 +113,29 @@ class TextReport(L.Callback):
             f"turn it  sliders generate 'How was your day?' --text true --slider {place} --dial 1",
             *[f"{'or' if k == 0 else '':9s}{line}" for k, line in enumerate(usage)],
         )
+
+
+class ErasureReport(L.Callback):
+    """Asks the model what it knows before and after an erasure, and writes its answers and the numbers.
+
+    Args:
+        bodies: files of facts; the first is the one that was erased.
+        speaking: how the model answers.
+    """
+
+    def __init__(self, bodies: Sequence[Path], speaking: Speaking | None = None) -> None:
+        self.bodies, self.speaking = [Facts.load(Path(file)) for file in bodies], speaking or Speaking()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, SliderModule)
+        if not trainer.is_global_zero or trainer.interrupted:
+            return
+        assert pl_module.adapter is not None
+        assert pl_module.teacher is not None
+        backbone, folder = speaker(pl_module.teacher), run_folder(trainer)
+        erased = evaluate_erasure(backbone, pl_module.adapter.dial, self.bodies, self.speaking)
+        write_erasure_report(erased, folder)
+        place = write_slider(trainer, pl_module)
+        for question, before, after in erased.answers[:3]:
+            say("", f"> {question}", f"before: {before}", f"after:  {after}")
+        say("", erased.table(), f"slider   {place}", f"answers  {folder / 'answers.md'}")

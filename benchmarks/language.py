@@ -1,0 +1,146 @@
+"""Train and measure every concept of the small language model: `python -m benchmarks.language`.
+
+For each concept it trains the slider (a run that is already there is kept), measures it on held-out
+messages, and measures a steering vector of the same concept in the same way: what it costs to reach the slider's effect
+with the vector.  Writes `docs/language_table.md` and a picture for each concept.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from jsonargparse import auto_cli
+
+from sliders.algebra.edit import Affine
+from sliders.attach import attach, baked
+from sliders.backbones.causal_lm import CausalLMBackbone
+from sliders.concept import Concept
+from sliders.editors.steering import fit_steering
+from sliders.evaluation.plots import save_figure, text_dose_figure
+from sliders.evaluation.text import Speaking, TextDose, evaluate_text
+from sliders.formats import peft
+from sliders.formats.metadata import concept_of
+
+CONCEPTS = ("sentiment", "formality", "verbosity", "confidence", "pirate")
+DIALS = (-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0)
+SHOWN = (-2.0, -1.0, 0.0, 1.0, 2.0)
+
+
+def train(name: str, runs: Path) -> Path:
+    """The PEFT folder of a config's slider, trained if it is not there."""
+    if not (runs / name / "metrics.json").exists():
+        command = [sys.executable, "train.py", "--config", f"configs/smollm2/{name}.yaml", "--runs", str(runs)]
+        subprocess.run(command, check=True)
+    return runs / name / name
+
+
+def measure_vector(
+    backbone: CausalLMBackbone,
+    vector: Affine,
+    concept: Concept,
+    strengths: Sequence[float],
+    prompts: int,
+    how: Speaking,
+) -> TextDose:
+    """The same measurement with the steering vector, whose dial is its coefficient."""
+    return evaluate_text(backbone, lambda d: baked(backbone, vector * float(d[0])), concept, strengths, prompts, how)
+
+
+def at_effect(dose: TextDose, response: float) -> tuple[float, float, float] | None:
+    """(coefficient, perplexity, repetition) where the dose first reaches a response on the way out from 0."""
+    zero = dose.dials.index(0.0)
+    side = range(zero, len(dose.dials)) if response > dose.response[zero] else range(zero, -1, -1)
+    for a, b in zip(side, list(side)[1:], strict=False):
+        low, high = dose.response[a], dose.response[b]
+        if low != high and min(low, high) <= response <= max(low, high):
+            t = (response - low) / (high - low)
+            found = [x[a] + t * (x[b] - x[a]) for x in (dose.dials, dose.perplexity, dose.repetition)]
+            return found[0], found[1], found[2]
+    return None
+
+
+def load_or_measure(file: Path, measure: Callable[[], TextDose]) -> TextDose:
+    """A measurement that is kept in a file."""
+    if file.exists():
+        return TextDose(**json.loads(file.read_text()))
+    dose = measure()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(dose.to_dict(), indent=1))
+    return dose
+
+
+def rows(slider: TextDose, vector: TextDose, seconds: float) -> tuple[str, list[str]]:
+    """The concept's line of the table, and its lines of the comparison at equal effect."""
+
+    def at(values: Sequence[float], digits: int = 2) -> str:
+        return " ".join(f"{values[slider.dials.index(d)]:.{digits}f}" for d in SHOWN)
+
+    line = [slider.concept, slider.score, f"{seconds:.0f} s", at(slider.response), f"{slider.spearman:.2f}"]
+    line += [at(slider.perplexity, 1), at(slider.divergence, 3), at(slider.repetition, 3), at(slider.log_odds)]
+    compared = []
+    for dial in (-2.0, -1.0, 1.0, 2.0):
+        k = slider.dials.index(dial)
+        own = f"{slider.perplexity[k]:.1f}, {slider.repetition[k]:.3f}"
+        other = at_effect(vector, slider.response[k])
+        cells = ["not reached"] * 2 if other is None else [f"{other[0]:+.2f}", f"{other[1]:.1f}, {other[2]:.3f}"]
+        compared.append(
+            " | ".join([f"| {slider.concept}", f"{dial:+g}", f"{slider.response[k]:.2f}", own, *cells]) + " |"
+        )
+    return "| " + " | ".join(line) + " |", compared
+
+
+def main(
+    runs: Path = Path("runs"),
+    out: Path = Path("docs"),
+    prompts: int = 64,
+    concepts: Sequence[str] = CONCEPTS,
+    blocks: Sequence[int] = (8, 12, 16, 20),
+    strengths: Sequence[float] = (-3, -2, -1, -0.5, 0, 0.5, 1, 2, 3),
+) -> None:
+    """Measure all concepts.
+
+    Args:
+        runs: where the runs are, or are made.
+        out: where `language_table.md` and the pictures go.
+        prompts: held-out messages at each dial.
+        concepts: which.
+        blocks: where steering vectors are added.
+        strengths: coefficients of the steering vectors.
+    """
+    backbone = CausalLMBackbone()
+    backbone.load()
+    table, comparison = [], []
+    for name in concepts:
+        slider = peft.load(train(name, runs))
+        concept = concept_of(slider)
+        how = Speaking(tokens=96 if name == "verbosity" else 40)
+        with attach(backbone, [slider]) as dials:
+            dose = load_or_measure(
+                runs / name / "evaluation" / "slider.json",
+                lambda c=concept, h=how, d=dials, n=name: evaluate_text(
+                    backbone, lambda v: d.turned({n: v}), c, DIALS, prompts, h
+                ),
+            )
+        vector = fit_steering(backbone, concept, list(blocks))
+        steered = load_or_measure(
+            runs / name / "evaluation" / "vector.json",
+            lambda c=concept, h=how, v=vector: measure_vector(backbone, v, c, strengths, prompts, h),
+        )
+        line, compared = rows(dose, steered, json.loads(slider.metadata["sliders.training"])["seconds"])
+        table.append(line)
+        comparison += compared
+        print(line, *compared, sep="\n", flush=True)
+        save_figure(text_dose_figure({"slider": dose, "steering vector": steered}), out / f"{name}_dose_response.png")
+    head = "| concept | score | training | score at −2 −1 0 1 2 | Spearman (9 dials) | perplexity of neutral text "
+    head += "| KL to base | repetition | log-odds |"
+    second = "| concept | dial | score | slider: perplexity, repetition | vector's coefficient | its, at that score |"
+    lines = [head, "|---" * 9 + "|", *table, "", "At equal effect:", "", second, "|---" * 6 + "|", *comparison]
+    (out / "language_table.md").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    torch.set_flush_denormal(True)
+    auto_cli(main, as_positional=False)
