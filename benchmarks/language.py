@@ -97,8 +97,9 @@ def main(
     out: Path = Path("docs"),
     prompts: int = 64,
     concepts: Sequence[str] = CONCEPTS,
+    thorough: Sequence[str] = ("sentiment",),
     blocks: Sequence[int] = (8, 12, 16, 20),
-    strengths: Sequence[float] = (-3, -2, -1, -0.5, 0, 0.5, 1, 2, 3),
+    strengths: Sequence[float] = (-3, -1.5, -0.5, 0, 0.5, 1.5, 3),
 ) -> None:
     """Measure all concepts.
 
@@ -107,6 +108,7 @@ def main(
         out: where `language_table.md` and the pictures go.
         prompts: held-out messages at each dial.
         concepts: which.
+        thorough: of these, those measured at nine dials; of the others the run's own report at five is used.
         blocks: where steering vectors are added.
         strengths: coefficients of the steering vectors.
     """
@@ -117,13 +119,16 @@ def main(
         slider = peft.load(train(name, runs))
         concept = concept_of(slider)
         how = Speaking(tokens=96 if name == "verbosity" else 40)
-        with attach(backbone, [slider]) as dials:
-            dose = load_or_measure(
-                runs / name / "evaluation" / "slider.json",
-                lambda c=concept, h=how, d=dials, n=name: evaluate_text(
-                    backbone, lambda v: d.turned({n: v}), c, DIALS, prompts, h
-                ),
-            )
+        if name in thorough:
+            with attach(backbone, [slider]) as dials:
+                dose = load_or_measure(
+                    runs / name / "evaluation" / "slider.json",
+                    lambda c=concept, h=how, d=dials, n=name: evaluate_text(
+                        backbone, lambda v: d.turned({n: v}), c, DIALS, prompts, h
+                    ),
+                )
+        else:
+            dose = TextDose(**json.loads((runs / name / "metrics.json").read_text()))
         vector = fit_steering(backbone, concept, list(blocks))
         steered = load_or_measure(
             runs / name / "evaluation" / "vector.json",
@@ -134,7 +139,7 @@ def main(
         comparison += compared
         print(line, *compared, sep="\n", flush=True)
         save_figure(text_dose_figure({"slider": dose, "steering vector": steered}), out / f"{name}_dose_response.png")
-    head = "| concept | score | training | score at −2 −1 0 1 2 | Spearman (9 dials) | perplexity of neutral text "
+    head = "| concept | score | training | score at −2 −1 0 1 2 | Spearman | perplexity of neutral text "
     head += "| KL to base | repetition | log-odds |"
     second = "| concept | dial | score | slider: perplexity, repetition | vector's coefficient | its, at that score |"
     lines = [head, "|---" * 9 + "|", *table, "", "At equal effect:", "", second, "|---" * 6 + "|", *comparison]

@@ -18,9 +18,9 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from sliders.algebra.edit import Edit, Translation
+from sliders.algebra.edit import Edit, Factored, Translation
 from sliders.algebra.lowrank import LowRank
-from sliders.algebra.slider import Slider
+from sliders.algebra.slider import Dial, Piece, Piecewise
 from sliders.batch import per_row, tile
 from sliders.errors import SliderError
 
@@ -92,19 +92,21 @@ def _editable(model: nn.Module, name: str, owner: str, shape: tuple[int, ...] | 
 
 
 class Dials:
-    """The dials of attached sliders: numbers in one matrix that every layer reads.
+    """The dials of attached sliders: numbers in one matrix that every layer reads, a row for each piece of a dial.
 
     Setting them writes that matrix and nothing else.  A value may be a number, or a tensor ``[n]`` with one number
     for each row of the batches that follow (a strip over the dial is then one batch).
     """
 
-    def __init__(self, names: Sequence[str], device: torch.device | None = None) -> None:
-        self.names = tuple(names)
+    def __init__(self, pieces: Mapping[str, Sequence[Piece]], device: torch.device | None = None) -> None:
+        self.names = tuple(pieces)
+        self._pieces = pieces
         self._turn({name: torch.zeros(1, device=device) for name in self.names})
 
     def _turn(self, positions: Mapping[str, Tensor]) -> None:
         self._positions = dict(positions)
-        self.values = torch.stack(torch.broadcast_tensors(*positions.values())) if positions else torch.zeros(0, 1)
+        shares = [positions[name].clamp(p.low, p.high) for name, pieces in self._pieces.items() for p in pieces]
+        self.values = torch.stack(torch.broadcast_tensors(*shares)) if shares else torch.zeros(0, 1)
         self.active = bool(self.values.any())
 
     def set(self, values: Mapping[str, float | Tensor]) -> None:
@@ -140,25 +142,105 @@ class Dials:
 
 
 class _StackedUpdate:
-    """A forward hook that adds the updates of all sliders on one layer: two products, whatever their number."""
+    """Runs in place of one layer's `forward`, and adds the updates of all sliders on it, whatever their number.
 
-    def __init__(self, dials: Dials, layer: nn.Module, parts: Sequence[tuple[int, LowRank]]) -> None:
+    Dials that all rows share are multiplied into a weight of its own, once after they have turned, so that the layer
+    costs what it costs without sliders.  Where rows have their own dials, where a low precision would round small
+    updates away, where the weight is being trained, and where something else already runs in place of the layer, the
+    stacked factors run beside it: two products.
+    """
+
+    def __init__(self, dials: Dials, layer: nn.Module, parts: Sequence[tuple[int, LowRank]], fold: bool) -> None:
         weight = layer.get_parameter("weight")
-        self.dials = dials
-        down = torch.cat([update.A.to(weight) for _, update in parts])
+        self.dials, self.layer, self.plain = dials, layer, layer.forward
+        plain = type(layer).forward in (nn.Linear.forward, nn.Conv2d.forward, Conv1D.forward) and not _is_taken(layer)
+        self.fold = fold and plain and weight.dtype in (torch.float32, torch.float64)
+        width = torch.Size(_as_edited(layer, weight).shape[1:]).numel()
+        down = torch.cat([update.A[:, :width].to(weight) for _, update in parts])
+        self.constant = _bias_column([update for _, update in parts], width, weight)
         self.up = torch.cat([update.B.to(weight) for _, update in parts], 1)
         self.owner = torch.tensor([k for k, update in parts for _ in range(update.rank)], device=weight.device)
         self.down = down if weight.dim() == 2 else down.view(-1, *weight.shape[1:])
+        self._folded: tuple[Tensor, Tensor, int, Tensor | None] | None = None  # the weight and what it was made of
+        self._memory: Tensor | None = None  # for the next one, while no gradient can need the present one
 
-    def __call__(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    def __call__(self, input: Tensor) -> Tensor:
         if not self.dials.active:
-            return output
-        scale = self.dials.values[self.owner].to(output).T  # [1 or n, ranks]
-        if isinstance(layer, nn.Conv2d):
-            hidden = layer._conv_forward(inputs[0], self.down, None)  # with the layer's own padding mode and dilation
+            return self.plain(input)
+        weight = self.layer.get_parameter("weight")
+        if self.fold and self.dials.values.shape[1] == 1 and not (weight.requires_grad and torch.is_grad_enabled()):
+            return self._run_folded(input, weight)
+        return self._run_beside(input)
+
+    def _run_beside(self, input: Tensor) -> Tensor:
+        output, scale = self.plain(input), self.dials.values[self.owner]
+        scale = scale.to(output).T  # [1 or n, ranks]
+        if isinstance(self.layer, nn.Conv2d):  # with the layer's own padding mode and dilation
+            hidden = self.layer._conv_forward(input, self.down, self.constant)
             return output + F.conv2d(hidden * _spread(scale, hidden, -3), self.up[:, :, None, None])
-        hidden = F.linear(inputs[0], self.down)
+        hidden = F.linear(input, self.down, self.constant)
         return output + F.linear(hidden * _spread(scale, hidden, -1), self.up)
+
+    def _run_folded(self, input: Tensor, weight: Tensor) -> Tensor:
+        scale = self.dials.values[self.owner, 0].to(weight)
+        folded = self._fold(weight, scale)
+        if folded is None:
+            return self.plain(input)
+        if torch.is_grad_enabled():
+            self._memory = None
+        bias: Tensor | None = getattr(self.layer, "bias", None)
+        if self.constant is not None:
+            shift = self.up @ (scale * self.constant)
+            bias = shift if bias is None else bias + shift
+        if isinstance(self.layer, nn.Conv2d):
+            return self.layer._conv_forward(input, folded, bias)
+        return F.linear(input, folded, bias)
+
+    def _fold(self, weight: Tensor, scale: Tensor) -> Tensor | None:
+        """The weight, outputs first, with the sliders at their dials in it; None where all of its own stand at 0."""
+        if self._folded is not None:
+            values, source, version, folded = self._folded
+            if values is self.dials.values and source.data_ptr() == weight.data_ptr() and version == weight._version:
+                return folded
+        with torch.inference_mode(False), torch.no_grad():
+            folded, used = None, scale.nonzero()[:, 0]  # 0 times an infinite factor would not be 0
+            if len(used):
+                up, down, own = self.up[:, used] * scale[used], self.down[used], _as_edited(self.layer, weight)
+                last = own.dim() == 4 and own.is_contiguous(memory_format=torch.channels_last)
+                if last:  # keep the layer's memory format
+                    down, own = down.permute(0, 2, 3, 1), own.permute(0, 2, 3, 1)
+                self._memory = torch.addmm(own.flatten(1), up, down.flatten(1), out=self._memory)
+                folded = self._memory.view(own.shape)
+                folded = folded.permute(0, 3, 1, 2) if last else folded
+        # the alias of the weight keeps its memory from being given to another one that would look the same
+        self._folded = (self.dials.values, weight.detach(), weight._version, folded)
+        return folded
+
+
+def _is_taken(layer: nn.Module) -> bool:
+    """Whether something else already runs in place of the layer's own `forward`."""
+    return "forward" in vars(layer)
+
+
+@contextmanager
+def _in_place_of(layer: nn.Module, update: _StackedUpdate) -> Iterator[None]:
+    """Let an update run where the layer's `forward` ran."""
+    before = vars(layer).get("forward")
+    layer.forward = update
+    try:
+        yield
+    finally:
+        del layer.forward
+        if before is not None:
+            layer.forward = before
+
+
+def _bias_column(updates: Sequence[LowRank], width: int, like: Tensor) -> Tensor | None:
+    """What the updates read beside the ``width`` inputs, the layer's constant 1: ``[ranks]``, None if none does."""
+    columns = [update.A[:, width:] for update in updates]
+    if not any(column.shape[1] for column in columns):
+        return None
+    return torch.cat([F.pad(column, (0, 1 - column.shape[1]))[:, 0].to(like) for column in columns])
 
 
 def _spread(scale: Tensor, hidden: Tensor, channel: int) -> Tensor:
@@ -170,29 +252,62 @@ def _spread(scale: Tensor, hidden: Tensor, channel: int) -> Tensor:
     return scale.view(shape)
 
 
+def _piecewise(dial: Dial) -> Piecewise:
+    """The dial, if all of it can run side by side."""
+    if not isinstance(dial, Piecewise):
+        raise SliderError(
+            f"a {type(dial).__name__} is no slider, hinge or share of an edit, whose pieces run side by side; "
+            "run one position of it with baked(model, dial.at(position))"
+        )
+    return dial
+
+
+def _updates(model: nn.Module, dial: str, edit: Factored) -> Iterator[tuple[str, LowRank]]:
+    """What an edit adds to each of its layers as they are now; with the bias as one more column where it changes."""
+    owner = f"slider {dial!r}"
+    for module, element in edit.elements().items():
+        layer = _editable(model, module, owner, element.shape)
+        if isinstance(edit, Translation):
+            yield module, edit[module]
+            continue
+        weight, bias = _as_edited(layer, layer.get_parameter("weight").data), getattr(layer, "bias", None)
+        yield module, element.displacement(weight, None if bias is None else bias.data)
+
+
 @contextmanager
-def attach(model: nn.Module, sliders: Sequence[Slider], values: Mapping[str, float] | None = None) -> Iterator[Dials]:
-    """Run ``model`` with sliders on it; gives their dials, which start at ``values`` or 0.
+def attach(
+    model: nn.Module, dials: Sequence[Dial], values: Mapping[str, float] | None = None, fold: bool = True
+) -> Iterator[Dials]:
+    """Run ``model`` with sliders, hinges or shares of edits on it; gives their dials, which start at ``values`` or 0.
+
+    Each adds to the model's own weights what it adds to them alone, also where several change one layer or are nested:
+    ``W + sum_i s_i (f_i(W) - W)``, whatever the order.  For one edit after the other, compose them with ``@`` first.
+
+    Args:
+        model: any module; its own weights are left alone.
+        dials: sliders, hinges or shares of edits, each with a name of its own.
+        values: where they start.
+        fold: multiply dials that all rows share into a copy of the weights when they turn, so that any number of
+            sliders costs as much as none; False keeps the factors alone, for where a second copy is too large.
 
     Raises:
-        SliderError: two sliders share a name, or one does not fit the model's layers.
+        SliderError: two dials share a name, or one does not fit the model's layers.
     """
-    names = [slider.name for slider in sliders]
+    shown = [_piecewise(dial) for dial in dials]
+    names = [dial.name for dial in shown]
     if twice := {name for name in names if names.count(name) > 1}:
         raise SliderError(f"two sliders are called {sorted(twice)[0]!r}; give them different names")
-    dials = Dials(names, next((p.device for p in model.parameters()), None))
+    turned = Dials({dial.name: dial.pieces() for dial in shown}, next((p.device for p in model.parameters()), None))
     parts: dict[str, list[tuple[int, LowRank]]] = {}
-    for index, slider in enumerate(sliders):
-        for module, update in slider.update.items():
+    for index, (name, piece) in enumerate((dial.name, piece) for dial in shown for piece in dial.pieces()):
+        for module, update in _updates(model, name, piece.edit):
             parts.setdefault(module, []).append((index, update))
     with ExitStack() as stack:
         for module, updates in parts.items():
-            for index, update in updates:
-                _editable(model, module, f"slider {names[index]!r}", update.shape)
-            layer = _find(model, module, f"slider {names[updates[0][0]]!r}")
-            stack.callback(layer.register_forward_hook(_StackedUpdate(dials, layer, updates)).remove)
-        dials.set(values or {})
-        yield dials
+            layer = _find(model, module, "the edit")
+            stack.enter_context(_in_place_of(layer, _StackedUpdate(turned, layer, updates, fold)))
+        turned.set(values or {})
+        yield turned
 
 
 def _restore_geometry(layer: LoraConv2d) -> None:

@@ -12,11 +12,14 @@ from rich.table import Table
 
 from sliders import cli_text, formats
 from sliders.algebra.edit import Translation
-from sliders.algebra.slider import Slider
+from sliders.algebra.slider import Hinge, Slider
 from sliders.attach import attach, baked
 from sliders.backbones.base import AbstractBackbone, DiffusionBackbone
 from sliders.backbones.causal_lm import CausalLMBackbone
 from sliders.backbones.unet import UNetBackbone
+from sliders.cli_algebra import compose
+from sliders.cli_laws import laws
+from sliders.cli_many import train_many
 from sliders.concept import Concept
 from sliders.console import hush_libraries, say
 from sliders.errors import SliderError
@@ -40,9 +43,9 @@ _JUDGE = AVATARS / "judge.safetensors"
 DRIFT_AT_1, DRIFT_AT_2 = 0.08, 0.12
 
 
-def _load(files: Sequence[Path], backbone: AbstractBackbone, any_base: bool) -> list[Slider]:
+def _load(files: Sequence[Path], backbone: AbstractBackbone, any_base: bool) -> list[Slider | Hinge]:
     backbone.load()
-    loaded = [formats.load(file) for file in files]
+    loaded = [formats.load_dial(file) for file in files]
     for slider in loaded:
         if not any_base:
             check_base(slider, backbone.fingerprint(), backbone.base_model)
@@ -53,7 +56,7 @@ def _listed(values: T | list[T] | None) -> list[T]:
     return [] if values is None else values if isinstance(values, list) else [values]
 
 
-def _positions(sliders: Sequence[Slider], dial: float | list[float]) -> dict[str, float]:
+def _positions(sliders: Sequence[Slider | Hinge], dial: float | list[float]) -> dict[str, float]:
     """A position for every slider; one number turns them all."""
     dials = dial if isinstance(dial, list) else [dial] * len(sliders)
     if len(dials) != len(sliders):
@@ -225,7 +228,7 @@ def evaluate(
     """
     positions = sorted({0.0, *(dials if dials is not None else [-2, -1.5, -1, -0.5, 0.5, 1, 1.5, 2])})
     what = Concept.load(concept) if concept else None
-    if slider.is_dir():
+    if formats.of_language(slider):
         spoken = _load([slider], language, any_base)[0]
         folder = out or slider.parent / "evaluation"
         cli_text.evaluate(language, spoken, what, positions, pictures, speaking or Speaking(), folder)
@@ -274,11 +277,11 @@ def bake(
     say(f"model   {out}")
 
 
-def fetch(name: str = "smollm2") -> None:
+def fetch(name: str) -> None:
     """Download a small language model and convert it, once; it is called by itself where one is needed.
 
     Args:
-        name: of the model.
+        name: of the model, such as smollm2.
     """
     say(f"model   {fetch_model(name)}")
 
@@ -288,7 +291,8 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     hush_libraries()
     try:
-        auto_cli([preview, generate, evaluate, bake, fetch], as_positional=True)
+        commands = [preview, generate, evaluate, bake, compose, laws, fetch, train_many]
+        auto_cli({command.__name__.replace("_", "-"): command for command in commands}, as_positional=True)
     except SliderError as error:
         sys.exit(f"error: {error}")
 

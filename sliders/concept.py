@@ -109,10 +109,21 @@ class Concept:
                 raise SliderError(f"concept {self.name!r}: {field!r} is empty; give at least one prompt")
         if sorted(self.positives) == sorted(self.negatives):
             raise SliderError(f"concept {self.name!r}: positives and negatives are the same, so there is no direction")
+        if self.modality == "text" and (
+            split := [text for text in (self.target, *self.positives, *self.negatives) if BETWEEN in text]
+        ):
+            raise SliderError(
+                f"concept {self.name!r}: {split[0][:40]!r}... has a blank line, which stands between an instruction and "
+                "the user's message; leave it out"
+            )
         if self.text is not None:
             if self.modality == "text":
                 raise SliderError(f"concept {self.name!r}: its modality is text already, so 'text' has no meaning")
-            self.worded("text")  # that wording must be right, too
+            try:
+                words = self.worded("text")
+            except SliderError as error:
+                raise SliderError(f"in its section 'text': {error}") from None
+            object.__setattr__(self, "text", replace(self.text, contexts=words.contexts, preserve=words.preserve))
 
     def worded(self, modality: str) -> "Concept":
         """The concept in the words for models of this modality, and in no others.

@@ -24,6 +24,7 @@ def hush_libraries() -> None:
     diffusers_log.disable_progress_bar()
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # the model is frozen
+    warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter.*")  # a command may train, too
     warnings.filterwarnings("ignore", message=".*LeafSpec.*deprecated.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")

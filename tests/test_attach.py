@@ -1,6 +1,7 @@
 """Sliders on a model against dense weights, and the model afterwards."""
 
 import copy
+import gc
 from collections.abc import Iterator
 from typing import Any
 
@@ -69,13 +70,18 @@ def hooks(model: nn.Module) -> int:
     )
 
 
+def taken(model: nn.Module) -> int:
+    """In place of how many modules something else runs."""
+    return sum("forward" in vars(module) for module in model.modules())
+
+
 def snapshot(model: nn.Module) -> dict[str, Any]:
     """Everything that must be as it was: objects, storage, content, what is trained, what is attached."""
     return {
         "modules": {name: id(module) for name, module in model.named_modules()},
         "parameters": {n: (id(p), p.data_ptr(), p.requires_grad) for n, p in model.named_parameters()},
         "content": {n: v.flatten().tolist() for n, v in model.state_dict().items()},
-        "hooks": hooks(model),
+        "hooks": hooks(model) + taken(model),
         "attributes": sorted(vars(model)),
         "training": {name: module.training for name, module in model.named_modules()},
     }
@@ -226,7 +232,7 @@ class TestAttach:
     def test_leaving_restores_everything(self, model: Small, x: Tensor, a: Slider, b: Slider) -> None:
         before, base = snapshot(model), model(x)
         with attach(model, [a, b], {"a": 1.0, "b": 1.0}):
-            assert hooks(model) == 4
+            assert taken(model) == 4
             model(x)
         assert snapshot(model) == before
         assert torch.equal(model(x), base)
@@ -258,7 +264,7 @@ class TestAttach:
 
     def test_no_slider_is_no_change(self, model: Small, x: Tensor) -> None:
         with attach(model, []):
-            assert hooks(model) == 0
+            assert hooks(model) + taken(model) == 0
 
     def test_the_slider_itself_is_left_alone(self, model: Small, x: Tensor, a: Slider) -> None:
         before = {name: (update.B.clone(), update.A.clone()) for name, update in a.update.items()}
@@ -268,6 +274,95 @@ class TestAttach:
         assert all(
             torch.equal(a.update[n].B, up) and torch.equal(a.update[n].A, down) for n, (up, down) in before.items()
         )
+
+
+class TestFolding:
+    """Dials that all rows share are multiplied into a second copy of the weights, which must never be out of date."""
+
+    @pytest.mark.parametrize("values", [{"a": 1.0}, {"a": -0.5, "b": 2.0}], ids=str)
+    def test_it_is_what_the_factors_say(
+        self, model: Small, x: Tensor, a: Slider, b: Slider, values: dict[str, float]
+    ) -> None:
+        with attach(model, [a, b], values):
+            folded = model(x)
+        with attach(model, [a, b], values, fold=False):
+            assert_close(folded, model(x))
+        assert (folded - model(x)).abs().max() > 1e-2
+
+    def test_the_layers_own_weights_stay(self, model: Small, x: Tensor, a: Slider) -> None:
+        before = snapshot(model)["content"]
+        with attach(model, [a], {"a": 1.0}):
+            model(x)
+            assert snapshot(model)["content"] == before
+
+    def test_weights_that_change_below_it_are_seen(self, model: Small, x: Tensor, a: Slider, b: Slider) -> None:
+        """Baked edits come and go, in the same memory even, and weights are written to."""
+        with attach(model, [a], {"a": 1.0}):
+            for position in (1.0, -2.0, 0.5):
+                with baked(model, b.at(position)):
+                    assert_close(model(x), moved(model, a.at(1.0))(x))
+                assert_close(model(x), moved(model, a.at(1.0))(x))
+            model.leave.weight.data.mul_(2)
+            with torch.no_grad():
+                model.leave.weight.mul_(2)
+            assert_close(model(x), moved(model, a.at(1.0))(x))
+
+    def test_what_already_runs_in_place_of_a_layer_still_runs(self, model: Small, x: Tensor, a: Slider) -> None:
+        plain = model.leave.forward
+        model.leave.forward = lambda input: plain(input) + 1
+        base = moved(model, a.at(0.5))(x) + 1
+        with attach(model, [a], {"a": 0.5}):
+            assert_close(model(x), base)
+        assert taken(model) == 1
+
+    def test_its_memory_format_is_the_layers(self, model: Small, x: Tensor, a: Slider) -> None:
+        model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        with attach(model, [a], {"a": 1.0}):
+            assert_close(model(x), moved(model, a.at(1.0))(x))
+
+    def test_gradients_pass_through_it(self, model: Small, x: Tensor, a: Slider) -> None:
+        """Those of what it is folded into, too, after inference on the same dials."""
+        x.requires_grad_(True)
+        dense = moved(model, a.at(1.0)).requires_grad_(True)
+        dense(x).square().sum().backward()
+        wanted, x.grad = x.grad, None
+        with attach(model, [a], {"a": 1.0}):
+            with torch.inference_mode():
+                model(x)
+            model(x).square().sum().backward()
+            assert_close(x.grad, wanted)
+            model.requires_grad_(True)
+            for _ in range(2):
+                model.zero_grad()
+                model(x).square().sum().backward()
+        assert_close(model.leave.weight.grad, dense.leave.weight.grad)
+
+    def test_dials_may_move_before_the_backward_pass(self, model: Small, x: Tensor, a: Slider) -> None:
+        x.requires_grad_(True)
+        (wanted,) = torch.autograd.grad(moved(model, a.at(1.0))(x).square().sum(), x)
+        with attach(model, [a], {"a": 1.0}) as dials:
+            with torch.no_grad():
+                model(x)
+            out = model(x)
+            dials.set({"a": 2.0})
+            with torch.no_grad():
+                model(x)
+            (got,) = torch.autograd.grad(out.square().sum(), x)
+        assert_close(got, wanted)
+
+    def test_moving_dials_keeps_nothing(self, model: Small, x: Tensor, a: Slider, b: Slider) -> None:
+        def living() -> int:
+            gc.collect()
+            return sum(isinstance(thing, Tensor) for thing in gc.get_objects())
+
+        counts = []
+        with attach(model, [a, b]) as dials:
+            for moves in (2, 50, 50):
+                for k in range(moves):
+                    dials.set({"a": k / 10 + 0.1, "b": -k / 20})
+                    model(x)
+                counts.append(living())
+        assert counts[0] == counts[1] == counts[2]
 
 
 class TestAttachErrors:

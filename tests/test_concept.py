@@ -114,3 +114,125 @@ def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(SliderError, match=r"absent\.yaml.*[Nn]o such file"):
         Concept.load(tmp_path / "absent.yaml")
+
+
+SPOKEN: dict[str, Any] = {
+    "positives": ["You are cheerful."],
+    "negatives": ["You are gloomy.", "You are sad."],
+    "target": "You are a person.",
+    "contexts": ["How was your day?"],
+    "preserve": ["What is 2 and 2?"],
+    "measure": {"attribute": "sentiment", "prompts": "data/messages.txt"},
+}
+BOTH: dict[str, Any] = {**PLAIN, "text": SPOKEN}
+
+
+class TestWording:
+    """A concept in words for models of either kind."""
+
+    def test_each_kind_of_model_has_its_words_and_no_others(self) -> None:
+        concept = Concept.from_dict(BOTH)
+        assert concept.worded("image") == Concept.from_dict(PLAIN)
+        assert concept.worded("text") == Concept.from_dict({"name": "smile", "modality": "text", **SPOKEN})
+        assert concept.worded("text").worded("text") == concept.worded("text")
+
+    def test_what_the_section_leaves_out_is_not_taken_from_the_other(self) -> None:
+        """A judge of pictures reads no texts."""
+        short = {key: SPOKEN[key] for key in ("positives", "negatives")}
+        words = Concept.from_dict({**PLAIN, "text": short}).worded("text")
+        assert (words.name, words.target) == ("smile", "")
+        assert (words.contexts, words.preserve, words.measure) == (None, None, None)
+
+    def test_an_instruction_and_a_message_are_apart(self) -> None:
+        words = Concept.from_dict(BOTH).worded("text")
+        assert words.in_contexts() == [
+            (
+                "You are a person.\n\nHow was your day?",
+                ["You are cheerful.\n\nHow was your day?"],
+                ["You are gloomy.\n\nHow was your day?", "You are sad.\n\nHow was your day?"],
+            )
+        ]
+
+    def test_words_that_are_not_there(self) -> None:
+        with pytest.raises(SliderError, match=r"'smile' has no words for a model of text.*'text:'"):
+            Concept.from_dict(PLAIN).worded("text")
+        spoken = Concept.from_dict({"name": "mood", "modality": "text", **SPOKEN})
+        with pytest.raises(SliderError, match="'mood' has no words for a model of image"):
+            spoken.worded("image")
+
+    @pytest.mark.parametrize("plain", [BOTH, {"name": "mood", "modality": "text", **SPOKEN}], ids=["both", "text"])
+    def test_dict_round_trip(self, plain: dict[str, Any], tmp_path: Path) -> None:
+        concept = Concept.from_dict(plain)
+        assert Concept.from_dict(concept.to_dict()) == concept
+        assert yaml.safe_load(yaml.safe_dump(concept.to_dict())) == concept.to_dict()
+        assert Concept.load(write(tmp_path, plain)) == concept
+        if concept.text is not None:
+            assert concept.text.measure == Measure("sentiment", Path("data/messages.txt"))
+
+
+class TestFiles:
+    """Contexts and prompts to preserve, one a line."""
+
+    @pytest.fixture
+    def lines(self, tmp_path: Path) -> str:
+        """A file of them."""
+        (tmp_path / "lines.txt").write_text("# said before\n\n  How was your day?  \nDay #2\n", encoding="utf-8")
+        return str(tmp_path / "lines.txt")
+
+    @pytest.mark.parametrize("key", ["contexts", "preserve"])
+    def test_a_file_stands_for_a_list(self, key: str, lines: str) -> None:
+        concept = Concept.from_dict({**PLAIN, key: lines})
+        assert getattr(concept, key) == ["How was your day?", "Day #2"]
+
+    @pytest.mark.parametrize("key", ["contexts", "preserve"])
+    def test_in_the_text_section_too(self, key: str, lines: str) -> None:
+        concept = Concept.from_dict({**PLAIN, "text": {**SPOKEN, key: lines}})
+        assert getattr(concept.worded("text"), key) == ["How was your day?", "Day #2"]
+
+    @pytest.mark.parametrize("section", [False, True])
+    def test_what_a_slider_says_of_its_concept_needs_no_file(self, section: bool, lines: str) -> None:
+        """It is read where the files are not."""
+        change = {"contexts": lines, "preserve": lines}
+        plain = {**PLAIN, "text": {**SPOKEN, **change}} if section else {**PLAIN, **change}
+        concept = Concept.from_dict(plain)
+        said = concept.to_dict()
+        Path(lines).unlink()
+        assert Concept.from_dict(said) == concept
+
+    @pytest.mark.parametrize("key", ["contexts", "preserve"])
+    @pytest.mark.parametrize("content", [None, b"", b"# nothing\n\n", b"\xff\xfe\x81"])
+    def test_errors_name_the_key_and_the_file(self, key: str, content: bytes | None, tmp_path: Path) -> None:
+        if content is not None:
+            (tmp_path / "lines.txt").write_bytes(content)
+        for plain in ({**PLAIN, key: str(tmp_path / "lines.txt")}, {**BOTH, "text": {**SPOKEN, key: "lines.txt"}}):
+            with pytest.raises(SliderError) as caught:
+                Concept.load(write(tmp_path, plain))
+            assert all(word in str(caught.value) for word in (key, "lines.txt", "smile.yaml"))
+
+
+SPOKEN_CHANGES: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "no mapping": ({"text": "You are cheerful."}, ["text", "mapping"]),
+    "an unknown key": ({"text": {**SPOKEN, "name": "x"}}, ["text", "name"]),
+    "a missing key": ({"text": {"positives": ["x"]}}, ["text", "negatives"]),
+    "no positives": ({"text": {**SPOKEN, "positives": []}}, ["text", "positives"]),
+    "one positive, not a list": ({"text": {**SPOKEN, "positives": "x"}}, ["text", "positives"]),
+    "no direction": ({"text": {**SPOKEN, "positives": SPOKEN["negatives"]}}, ["text", "negatives"]),
+    "a target that is no text": ({"text": {**SPOKEN, "target": 3}}, ["text", "target"]),
+    "a measure without prompts": ({"text": {**SPOKEN, "measure": {"attribute": "x"}}}, ["text", "measure", "prompts"]),
+    "a measure's number": (
+        {"text": {**SPOKEN, "measure": {"attribute": 3, "prompts": "x"}}},
+        ["text", "measure", "attribute"],
+    ),
+    "another modality": ({"modality": "sound"}, ["modality", "sound"]),
+    "text in text": ({"modality": "text"}, ["modality", "text"]),
+}
+
+
+@pytest.mark.parametrize("case", SPOKEN_CHANGES)
+def test_errors_name_the_file_the_section_and_the_key(case: str, tmp_path: Path) -> None:
+    change, keys = SPOKEN_CHANGES[case]
+    file = write(tmp_path, {**BOTH, **change})
+    with pytest.raises(SliderError) as caught:
+        Concept.load(file)
+    assert str(file) in str(caught.value)
+    assert all(key in str(caught.value).replace(str(file), "").replace("not text", "") for key in keys)

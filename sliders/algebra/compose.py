@@ -116,12 +116,12 @@ def _spend(spectra: Mapping[str, Tensor], total_rank: int | None, tolerance: flo
     return {module: kept.count(module) for module in spectra}
 
 
-def orthogonalise(b: Slider, a: Slider, by: Literal["inner", "columns", "rows"]) -> Composition:
+def orthogonalise(b: Slider, a: Slider | Sequence[Slider], by: Literal["inner", "columns", "rows"]) -> Composition:
     """Slider ``b``'s update without what it shares with ``a``, module by module.
 
     Args:
         b: the slider to change.
-        a: the slider to keep clear of.
+        a: the slider to keep clear of, or several: then of the span of them all.
         by: what becomes 0.  "inner": the Frobenius product of the two updates, so that neither contains a share of
             the other; the change is least, and the rank grows by that of ``a``.  "columns": ``a^T b``, so that they
             write orthogonal outputs.  "rows": ``a b^T``, so that they read orthogonal inputs: what ``b`` adds is
@@ -130,21 +130,34 @@ def orthogonalise(b: Slider, a: Slider, by: Literal["inner", "columns", "rows"])
     Returns:
         The new update; its error is relative to ``b``, and ``survived`` is what is left of ``b``.
     """
+    others = [a] if isinstance(a, Slider) else a
     changed: dict[str, LowRank] = {}
     for module, part in b.update.items():
-        changed[module] = _clear(part, a.update[module], by) if module in a.update else part
+        shared = [other.update[module] for other in others if module in other.update]
+        changed[module] = _clear(part, shared, by) if shared else part
     update = Translation(changed)
     lost = {module: float((part - changed[module]).norm()) for module, part in b.update.items()}
     error, errors = relative_errors(lost, {module: float(part.norm()) for module, part in b.update.items()})
     return Composition(update, error, errors, survival(update, [b.update]))
 
 
-def _clear(b: LowRank, a: LowRank, by: Literal["inner", "columns", "rows"]) -> LowRank:
+def _clear(b: LowRank, others: Sequence[LowRank], by: Literal["inner", "columns", "rows"]) -> LowRank:
     if by == "inner":
-        square = float(a.inner(a))
-        return b - a * (float(b.inner(a)) / square) if square else b
+        gram = torch.tensor([[float(x.inner(y)) for y in others] for x in others], dtype=torch.float64)
+        shares = torch.linalg.pinv(gram, hermitian=True) @ torch.tensor(
+            [[float(b.inner(x))] for x in others], dtype=torch.float64
+        )
+        return LowRank.stack([b, *(x * -float(s) for x, s in zip(others, shares, strict=True) if s)])
     if by == "columns":
-        basis = a.column_space().to(b.B.dtype)
+        basis = _span([x.column_space() for x in others]).to(b.B.dtype)
         return LowRank(b.B - basis @ (basis.T @ b.B), b.A, b.shape)
-    basis = a.row_space().to(b.A.dtype)
+    basis = _span([x.row_space() for x in others]).to(b.A.dtype)
     return LowRank(b.B, b.A - (b.A @ basis) @ basis.T, b.shape)
+
+
+def _span(bases: Sequence[Tensor]) -> Tensor:
+    """An orthonormal basis of what several orthonormal ones ``[n, k_i]`` span together."""
+    if len(bases) == 1:
+        return bases[0]
+    every = torch.cat(list(bases), 1)
+    return LowRank(every, torch.eye(every.shape[1]).to(every), tuple(every.shape)).column_space()

@@ -107,6 +107,32 @@ class Element:
         edited = layer[:, :width].reshape(self.shape).to(weight.dtype)
         return edited, layer[:, width].to(weight.dtype if bias is None else bias.dtype) if element.has_bias else None
 
+    def displacement(self, weight: Tensor, bias: Tensor | None) -> LowRank:
+        """What it adds to this layer, ``L [W b] R + D - [W b]``, without forming it; its rank is that of the factors.
+
+        Args:
+            weight: of `shape`.
+            bias: ``[out]``, or None for a layer without one.
+
+        Returns:
+            ``(out, in)``, or with the bias as one more column where it is changed.
+
+        Raises:
+            SliderError: the weight has another shape.
+        """
+        if tuple(weight.shape) != self.shape:
+            raise SliderError(f"it edits a weight of shape {self.shape}, but the weight is {tuple(weight.shape)}")
+        element = self.with_bias() if bias is not None and self.left.rank else self
+        wide = torch.promote_types(torch.promote_types(weight.dtype, self.dtype), torch.float32)
+        left, right, shift = (p.to(weight.device, wide) for p in (element.left, element.right, element.shift))
+        layer = weight.flatten(1).to(wide)
+        if element.has_bias:
+            column = weight.new_zeros(len(weight)) if bias is None else bias
+            layer = torch.cat([layer, column.to(layer)[:, None]], 1)
+        read = layer @ right.B
+        up = torch.cat([read + left.B @ (left.A @ read), left.B, shift.B], 1)
+        return LowRank(up, torch.cat([right.A, left.A @ layer, shift.A]), tuple(layer.shape))
+
     def __matmul__(self, first: "Element") -> "Element":
         """This element after ``first``: ``(L2 L1, R1 R2, L2 D1 R2 + D2)``; ranks add up."""
         if self.shape != first.shape:

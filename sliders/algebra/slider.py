@@ -1,10 +1,11 @@
 """Dials: from a number to an edit."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from sliders.algebra.edit import Affine, Edit, Translation
+from sliders.algebra.edit import Affine, Edit, Factored, Translation
 
 
 class Dial(ABC):
@@ -16,7 +17,34 @@ class Dial(ABC):
 
 
 @dataclass(frozen=True)
-class Slider(Dial):
+class Piece:
+    """An edit of which a dial gives a share.
+
+    Args:
+        edit: ``f``; at position ``s`` the dial adds ``clamp(s, low, high) (f(W) - W)`` to the weights.
+        low, high: the limits of the share.
+    """
+
+    edit: Factored
+    low: float = -math.inf
+    high: float = math.inf
+
+
+class Piecewise(Dial):
+    """A dial that is straight but for bends at the limits of its pieces, so that all of it can run side by side.
+
+    ``at(s)`` takes ``W`` to ``W`` plus what each piece adds there.
+    """
+
+    name: str
+
+    @abstractmethod
+    def pieces(self) -> tuple[Piece, ...]:
+        """What it is made of."""
+
+
+@dataclass(frozen=True)
+class Slider(Piecewise):
     """A low-rank update with a dial: the one-parameter group ``s -> (W -> W + s B A)``.
 
     Args:
@@ -32,14 +60,20 @@ class Slider(Dial):
     def at(self, position: float) -> Translation:
         return self.update * position
 
+    def pieces(self) -> tuple[Piece, ...]:
+        return (Piece(self.update),)
+
     def __neg__(self) -> "Slider":
         """The same slider with its ends swapped; of the metadata only the base stays true."""
-        base = {key: value for key, value in self.metadata.items() if key.startswith("sliders.base_")}
-        return Slider(self.name, -self.update, base)
+        return Slider(self.name, -self.update, _base(self))
+
+
+def _base(slider: Slider) -> dict[str, str]:
+    return {key: value for key, value in slider.metadata.items() if key.startswith("sliders.base_")}
 
 
 @dataclass(frozen=True)
-class Hinge(Dial):
+class Hinge(Piecewise):
     """Two sliders on one dial: the negative side of ``left`` below 0 and the positive side of ``right`` above.
 
     On either side of 0 it is additive.  Across 0 it is not a one-parameter group, unless both have one update: going
@@ -53,6 +87,14 @@ class Hinge(Dial):
     def at(self, position: float) -> Translation:
         return (self.left if position < 0 else self.right).at(position)
 
+    def pieces(self) -> tuple[Piece, ...]:
+        return Piece(self.left.update, high=0.0), Piece(self.right.update, low=0.0)
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What is known of both sides alike: the base that they were made for."""
+        return {key: value for key, value in _base(self.left).items() if _base(self.right).get(key) == value}
+
 
 def hinge(left: Slider, right: Slider) -> Hinge:
     """``left`` below 0 and ``right`` above, named after both."""
@@ -60,7 +102,7 @@ def hinge(left: Slider, right: Slider) -> Hinge:
 
 
 @dataclass(frozen=True)
-class Partial(Dial):
+class Partial(Piecewise):
     """A share of any edit: ``s -> (W -> W + s (f(W) - W))``, on a straight line from ``W`` to ``f(W)``.
 
     It is a one-parameter group only where ``f`` is a translation: two halves of an ablation are three quarters of it.
@@ -75,3 +117,6 @@ class Partial(Dial):
 
     def at(self, position: float) -> Affine:
         return self.edit * position
+
+    def pieces(self) -> tuple[Piece, ...]:
+        return (Piece(self.edit),)

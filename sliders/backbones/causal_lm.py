@@ -328,7 +328,9 @@ class CausalLMBackbone(AbstractBackbone):
         likeliest token.
         """
         if temperature < 0:
-            raise SliderError(f"temperature is {temperature}; it must be 0 or more")
+            raise SliderError(f"temperature is {temperature:g}; it must be 0 or more")
+        if tokens < 1:
+            raise SliderError(f"tokens is {tokens}; it must be at least 1")
         chance = torch.stack([torch.rand(tokens, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
         chance = chance.to(self.device)
         ends = torch.tensor(self.ends, device=self.device)

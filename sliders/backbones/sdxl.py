@@ -19,6 +19,7 @@ class SDXLBackbone(UNetBackbone):
     Args:
         model: folder or hub name of a diffusers pipeline.
         channels_last: memory format of the UNet and the autoencoder; faster convolutions.
+        checkpointing: compute the UNet's blocks again in the backward pass: less memory for more time.
     """
 
     conditioning_modules = ("text_encoder", "text_encoder_2")

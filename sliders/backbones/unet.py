@@ -21,16 +21,18 @@ class UNetBackbone(DiffusionBackbone):
     Args:
         model: folder or hub name of a diffusers pipeline.
         channels_last: memory format of the UNet and the autoencoder; faster convolutions.
+        checkpointing: compute the UNet's blocks again in the backward pass instead of keeping what they computed:
+            less memory for more time.
     """
 
     conditioning_modules = ("text_encoder",)
     predicting_modules = ("unet",)
     encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
 
-    def __init__(self, model: str, channels_last: bool = True) -> None:
+    def __init__(self, model: str, channels_last: bool = True, checkpointing: bool = False) -> None:
         super().__init__()
         self.model = model
-        self.channels_last = channels_last
+        self.channels_last, self.checkpointing = channels_last, checkpointing
         self.pipeline: Any = None
         self._fingerprint = ""
 
@@ -75,6 +77,8 @@ class UNetBackbone(DiffusionBackbone):
         if self.channels_last:
             self.unet.to(memory_format=torch.channels_last)
             self.vae.to(memory_format=torch.channels_last)
+        if self.checkpointing:
+            self.unet.enable_gradient_checkpointing()
         self.requires_grad_(False).eval()
 
     def fingerprint(self) -> str:

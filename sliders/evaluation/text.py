@@ -41,11 +41,6 @@ class Speaking:
     first_seed: int = 1000
     neutral: Path = NEUTRAL
 
-    def __post_init__(self) -> None:
-        for name, least in (("tokens", 1), ("temperature", 0), ("batch", 1)):
-            if getattr(self, name) < least:
-                raise SliderError(f"speaking.{name} is {getattr(self, name)}; it must be at least {least}")
-
 
 @dataclass(frozen=True)
 class TextDose:
@@ -61,7 +56,7 @@ class TextDose:
         spearman: rank correlation of dial and response (means).
         others: means of the other scores.
         log_odds: log-probability a token of the responses, as the base gives it under the positive prompts, less that
-            under the negative ones.
+            under the negative ones; of the first 24 prompts.
         perplexity: of neutral text.
         divergence: mean Kullback-Leibler divergence from the base on neutral text, in nats a token.
         distinct: distinct bigrams over all bigrams.
@@ -147,6 +142,8 @@ def say_over_dial(
     backbone: CausalLMBackbone, turn: Turn, prompts: Sequence[str], dials: Sequence[float], how: Speaking
 ) -> list[TensorBatch]:
     """Responses to all prompts at every position of a dial, with the same seeds: a state of all prompts each."""
+    if how.batch < 1:
+        raise SliderError(f"speaking.batch is {how.batch}; it must be at least 1")
     conditioning = backbone.encode(prompts)
     seeds = list(range(how.first_seed, how.first_seed + len(prompts)))
     states = []
@@ -237,7 +234,8 @@ def evaluate_text(
     states = say_over_dial(backbone, turn, [concept.target + BETWEEN + m for m in messages], dials, how)
     texts = [backbone.text(state) for state in states]
     perplexity, divergence = on_neutral_text(backbone, turn, dials, read_prompts(how.neutral))
-    odds = [float(log_odds(backbone, concept, messages, state).mean()) for state in states]
+    few = torch.arange(min(len(messages), 24))
+    odds = [float(log_odds(backbone, concept, messages[: len(few)], take(said, few)).mean()) for said in states]
     score = concept.measure.attribute if concept.measure else ""
     scored = torch.stack([read(score, said) for said in texts]) if score else torch.tensor(odds)[:, None]
     response = scored.mean(1)

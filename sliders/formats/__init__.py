@@ -1,8 +1,9 @@
-"""Files of sliders: `diffusers` for pictures, `peft` for language, `load` for whichever it is."""
+"""Files of sliders: `diffusers` for pictures, `peft` for language, `hinge` for two on one dial."""
 
 from pathlib import Path
 
-from sliders.algebra.slider import Slider
+from sliders.algebra.slider import Hinge, Slider
+from sliders.errors import SliderError
 
 
 def load(path: Path) -> Slider:
@@ -14,3 +15,59 @@ def load(path: Path) -> Slider:
     from sliders.formats import diffusers, peft
 
     return peft.load(path) if path.is_dir() else diffusers.load(path)
+
+
+def load_dial(path: Path) -> Slider | Hinge:
+    """Read a slider or a hinge.
+
+    Raises:
+        SliderError: it is neither.
+    """
+    from sliders.formats import hinge
+
+    if not hinge.is_hinge(path):
+        return load(path)
+    name, left, right = hinge.sides(path)
+    return Hinge(name, load(left), load(right))
+
+
+def of_language(path: Path) -> bool:
+    """Whether what is there is for a language model: a PEFT folder, or a hinge of them."""
+    from sliders.formats import hinge
+
+    return hinge.sides(path)[1].is_dir() if hinge.is_hinge(path) else path.is_dir()
+
+
+def save_like(made: Slider | Hinge, out: Path, parts: list[Path]) -> None:
+    """Write a slider, or both sides of a hinge, in the layout of the files that it was made from.
+
+    Args:
+        made: what to write.
+        out: a ``.safetensors`` file for pictures; a folder for language, and for a hinge.
+        parts: of one kind; of language models they say what the base is.
+
+    Raises:
+        SliderError: the parts are of two kinds, or ``out`` has another name than its layout asks for.
+    """
+    from sliders.formats import diffusers, hinge, peft
+
+    kinds = {of_language(path) for path in parts}
+    if len(kinds) > 1:
+        raise SliderError("sliders of pictures and of language do not compose; they change different models")
+    text = kinds.pop()
+    first = hinge.sides(parts[0])[1] if hinge.is_hinge(parts[0]) else parts[0]
+
+    def write(slider: Slider, place: Path) -> None:
+        if text:
+            peft.save(slider, place, *peft.base_of(first))
+        else:
+            diffusers.save(slider, place)
+
+    whole_folder = text or isinstance(made, Hinge)
+    if (out.suffix == ".safetensors") == whole_folder:
+        what = "a hinge is a folder with two sliders" if isinstance(made, Hinge) else "a language model's is a folder"
+        raise SliderError(f"--out is {out}, but {what if whole_folder else 'this slider is one .safetensors file'}")
+    if isinstance(made, Hinge):
+        hinge.save(made, out, write, "" if text else ".safetensors")
+    else:
+        write(made, out)

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sliders.algebra.slider import Slider
+from sliders.algebra.slider import Hinge, Slider
 from sliders.concept import Concept
 from sliders.errors import SliderError
 
@@ -48,7 +48,49 @@ def describe(
     }
 
 
-def concept_of(slider: Slider) -> Concept:
+def describe_composed(name: str, made: Mapping[str, Any], parts: Sequence[Slider | Hinge]) -> dict[str, str]:
+    """Metadata of a slider that was made from others: from which, how, and at what error.
+
+    Args:
+        name: of the result.
+        made: what is said of it, as plain data: how, of which parts, the error.
+        parts: what it was made from; the base is kept where all that name one name the same.
+    """
+    said = {
+        "sliders.schema_version": SCHEMA_VERSION,
+        "sliders.name": name,
+        "sliders.composed": json.dumps(dict(made)),
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.title": name,
+        "modelspec.architecture": "lora",
+        "modelspec.date": datetime.date.today().isoformat(),
+        "modelspec.description": f"{made['how']} of {', '.join(part.name for part in parts)}",
+        "modelspec.usage_hint": "weight 1 is the composition as it was made",
+    }
+    for key in ("sliders.base_model", "sliders.base_fingerprint"):
+        found = {part.metadata[key] for part in parts if key in part.metadata}
+        if len(found) == 1:
+            said[key] = found.pop()
+    return said
+
+
+def check_one_base(parts: Sequence[Slider | Hinge]) -> None:
+    """Refuse sliders that were made for unlike bases.
+
+    Raises:
+        SliderError: two known fingerprints differ.
+    """
+    known = [part for part in parts if "sliders.base_fingerprint" in part.metadata]
+    for part in known:
+        if part.metadata["sliders.base_fingerprint"] != known[0].metadata["sliders.base_fingerprint"]:
+            raise SliderError(
+                f"sliders {known[0].name!r} and {part.name!r} were made for different bases "
+                f"({known[0].metadata.get('sliders.base_model')} and {part.metadata.get('sliders.base_model')}); "
+                "--any_base true composes them all the same"
+            )
+
+
+def concept_of(slider: Slider | Hinge) -> Concept:
     """The concept that a slider was trained on.
 
     Raises:
@@ -63,12 +105,16 @@ def concept_of(slider: Slider) -> Concept:
     return Concept.from_dict(plain, f"slider {slider.name!r}")
 
 
-def check_base(slider: Slider, fingerprint: str, base_model: str) -> None:
+def check_base(slider: Slider | Hinge, fingerprint: str, base_model: str) -> None:
     """Refuse a slider that was made for another base.
 
     Raises:
         SliderError: both fingerprints are known and differ.
     """
+    if isinstance(slider, Hinge):
+        for side in (slider.left, slider.right):
+            check_base(side, fingerprint, base_model)
+        return
     wanted = slider.metadata.get("sliders.base_fingerprint")
     if wanted is not None and wanted != fingerprint:
         raise SliderError(

@@ -142,6 +142,15 @@ def load(folder: Path) -> Slider:
     return Slider(metadata.get("sliders.name", folder.resolve().name), Translation(updates), metadata)
 
 
+def base_of(folder: Path) -> tuple[str, bool]:
+    """The base model that a slider's configuration names, and whether its layers keep their weights transposed."""
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        return str(config["base_model_name_or_path"]), bool(config.get("fan_in_fan_out", False))
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise SliderError(f"{folder / CONFIG} does not name a base model: {error}") from error
+
+
 def _scale(config: dict[str, Any], name: str, rank: int) -> float:
     """By what PEFT multiplies a module's ``B A``."""
     patterns = config.get("alpha_pattern") or {}

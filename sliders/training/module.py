@@ -66,6 +66,7 @@ class SliderModule(L.LightningModule):
         self.teacher: Teacher | None = None
         self.measured: dict[str, str] = {}
         self.strict_loading = False
+        self._dial = torch.zeros(0)  # of the step's rows
         self._began, self._seconds = 0.0, 0.0  # of this process's training, pictures of probes included
 
     def configure_model(self) -> None:
@@ -105,6 +106,7 @@ class SliderModule(L.LightningModule):
         signs = self.concept_data.signs
         times = len(signs)
         dial = torch.cat([sign * batch.magnitudes for sign in signs]).to(self.device)
+        self._dial = dial
         with self.adapter.dial(dial):
             student = self.backbone.predict(
                 repeat(lesson.state, times), self.teacher.targets(lesson.question.repeat(times))
@@ -115,6 +117,11 @@ class SliderModule(L.LightningModule):
         self.log_dict({"loss": loss, "effect": effect, "stray": stray}, prog_bar=True, batch_size=len(batch.seeds))
         self._seconds = time.monotonic() - self._began
         return loss
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        assert self.adapter is not None
+        with self.adapter.dial(self._dial):  # a backbone with checkpointing computes its layers anew, at the same dial
+            super().backward(loss, *args, **kwargs)
 
     def configure_optimizers(self) -> Any:
         assert self.adapter is not None

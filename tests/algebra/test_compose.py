@@ -122,6 +122,29 @@ def test_orthogonalising_makes_zero_what_it_says(seed: int) -> None:
         assert float(pairwise([a, Slider("b", result.update)]).interference[0, 1]) < 1e-6
 
 
+@laws
+@given(seeds)
+def test_orthogonalising_against_several_is_against_their_span(seed: int) -> None:
+    """Also where one of them is in the span of the others."""
+    a, b, c = slider("a", seed, 1), slider("b", seed + 9), slider("c", seed + 18, 1)
+    twice = Slider("twice", a.update * 2.0)
+    for by in ("inner", "columns", "rows"):
+        result = orthogonalise(b, [a, c, twice], by)
+        check_report(result, b.update, b.update)
+        one_by_one = orthogonalise(Slider("b", orthogonalise(b, a, by).update), c, by)
+        for module in SHAPES:
+            kept = result.update[module]
+            for other in (a, c):
+                gaps = {
+                    "inner": kept.inner(other.update[module]),
+                    "columns": (other.update[module].T @ kept.unfolded()).norm(),
+                    "rows": (other.update[module].unfolded() @ kept.T).norm(),
+                }
+                assert abs(float(gaps[by])) < 1e-9
+            assert abs(float(one_by_one.update[module].inner(a.update[module]))) > 1e-9  # control: c brings a back
+        assert result.error >= orthogonalise(b, a, by).error - 1e-12
+
+
 def test_orthogonalising_leaves_modules_that_the_other_does_not_change() -> None:
     a, b = Slider("a", Translation({"fc": lowrank((6, 5), 2)})), slider("b", 1)
     result = orthogonalise(b, a, "columns")

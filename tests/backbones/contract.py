@@ -479,6 +479,7 @@ class LatentDiffusionContract(BackboneContract):
             pipeline.scheduler.config, skip_prk_steps=True, timestep_spacing="leading"
         )
         model = self.loaded(tiny.save(pipeline, folder))
+        assert isinstance(model, DiffusionBackbone)
         reference: Any = DDIMScheduler.from_config(pipeline.scheduler.config)
         abar = reference.alphas_cumprod
         generator = torch.Generator().manual_seed(0)

@@ -8,13 +8,13 @@ import torch
 from sliders.algebra.edit import Translation
 from sliders.algebra.lowrank import LowRank
 from sliders.algebra.slider import Slider
-from sliders.backbones.base import AbstractBackbone
+from sliders.backbones.base import AbstractBackbone, DiffusionBackbone
 from sliders.backbones.unet import UNetBackbone
 from tests import tiny
 
 
 @pytest.fixture(scope="package")
-def base(tmp_path_factory: pytest.TempPathFactory) -> AbstractBackbone:
+def base(tmp_path_factory: pytest.TempPathFactory) -> DiffusionBackbone:
     """A tiny Stable Diffusion; every test leaves it as it was."""
     folder: Path = tiny.save(tiny.stable_diffusion(), tmp_path_factory.mktemp("base") / "sd")
     model = UNetBackbone(str(folder))
@@ -35,6 +35,6 @@ def random_slider(model: AbstractBackbone, target: str, name: str = "random") ->
 
 
 @pytest.fixture(params=["xattn", "text-encoder"])
-def slider(request: pytest.FixtureRequest, base: AbstractBackbone) -> Slider:
+def slider(request: pytest.FixtureRequest, base: DiffusionBackbone) -> Slider:
     """On what predicts, and on what encodes the prompt."""
     return random_slider(base, request.param)

@@ -10,7 +10,7 @@ from PIL import Image
 from rich.console import Console
 
 from sliders.attach import attach
-from sliders.backbones.base import AbstractBackbone
+from sliders.backbones.base import DiffusionBackbone
 from sliders.concept import Concept, Measure, read_prompts
 from sliders.errors import SliderError
 from sliders.evaluation.judge import AttributeJudge
@@ -32,7 +32,7 @@ def concept(tmp_path: Path) -> Concept:
 
 
 def evaluate(
-    base: AbstractBackbone, concept: Concept, judge: AttributeJudge | None, pictures: int = 3, **extra: Any
+    base: DiffusionBackbone, concept: Concept, judge: AttributeJudge | None, pictures: int = 3, **extra: Any
 ) -> Evaluation:
     """A random slider, measured."""
     slider = random_slider(base, "xattn")
@@ -69,7 +69,7 @@ def test_prompts_are_the_lines_of_a_file(tmp_path: Path, concept: Concept) -> No
         read_prompts(tmp_path / "empty.txt")
 
 
-def test_a_report_is_pictures_a_plot_and_numbers(base: AbstractBackbone, concept: Concept, tmp_path: Path) -> None:
+def test_a_report_is_pictures_a_plot_and_numbers(base: DiffusionBackbone, concept: Concept, tmp_path: Path) -> None:
     evaluation = evaluate(base, concept, ColorJudge(), with_oracle=True)
     write_report(evaluation, tmp_path / "new" / "report")
     names = {file.name for file in (tmp_path / "new" / "report").iterdir()}
@@ -89,7 +89,7 @@ def test_a_report_is_pictures_a_plot_and_numbers(base: AbstractBackbone, concept
     assert metrics["straightness"]["oddness"] >= 0
 
 
-def test_numbers_are_of_the_pictures(base: AbstractBackbone, concept: Concept) -> None:
+def test_numbers_are_of_the_pictures(base: DiffusionBackbone, concept: Concept) -> None:
     evaluation = evaluate(base, concept, ColorJudge())
     assert evaluation.pictures.shape == (3, 3, 3, 16, 16)
     red = ((evaluation.pictures[:, :, 0] + 1) / 2).mean((1, 2, 3))
@@ -100,7 +100,7 @@ def test_numbers_are_of_the_pictures(base: AbstractBackbone, concept: Concept) -
 
 
 def test_without_a_judge_there_are_pictures_and_no_plot(
-    base: AbstractBackbone, concept: Concept, tmp_path: Path
+    base: DiffusionBackbone, concept: Concept, tmp_path: Path
 ) -> None:
     evaluation = evaluate(base, concept, None)
     write_report(evaluation, tmp_path / "report")
@@ -110,7 +110,7 @@ def test_without_a_judge_there_are_pictures_and_no_plot(
 
 
 def test_one_picture_and_a_slider_that_does_nothing_are_still_numbers(
-    base: AbstractBackbone, concept: Concept, tmp_path: Path
+    base: DiffusionBackbone, concept: Concept, tmp_path: Path
 ) -> None:
     """No NaN, though there is no deviation and no change."""
     with attach(base, [random_slider(base, "xattn")]) as dials:
@@ -128,14 +128,14 @@ def test_one_picture_and_a_slider_that_does_nothing_are_still_numbers(
     assert strict(tmp_path / "metrics.json")["slider"]["spearman"] == 0.0
 
 
-def test_a_second_report_replaces_the_first(base: AbstractBackbone, concept: Concept, tmp_path: Path) -> None:
+def test_a_second_report_replaces_the_first(base: DiffusionBackbone, concept: Concept, tmp_path: Path) -> None:
     for pictures in (2, 1):
         write_report(evaluate(base, concept, None, pictures), tmp_path / "report")
     assert len(strict(tmp_path / "report" / "metrics.json")["scenes"]) == 1
     assert len(list((tmp_path / "report").iterdir())) == 2
 
 
-def test_the_table_and_the_summary_say_the_numbers(base: AbstractBackbone, concept: Concept) -> None:
+def test_the_table_and_the_summary_say_the_numbers(base: DiffusionBackbone, concept: Concept) -> None:
     evaluation = evaluate(base, concept, ColorJudge())
     assert evaluation.dose is not None
     console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sliders.algebra.slider import Slider
 from sliders.attach import Adapter, attach, baked
-from sliders.backbones.base import AbstractBackbone
+from sliders.backbones.base import DiffusionBackbone
 from sliders.batch import rows
 from sliders.concept import Concept
 from sliders.evaluation.sampling import Sampling, Scene, finish, sample, sample_dial, sample_oracle, scenes
@@ -34,7 +34,7 @@ def test_scenes_go_through_the_prompts_with_seeds_of_their_own() -> None:
     assert scenes(["a", "b"], 3, first_seed=10) == made[:3]
 
 
-def test_a_picture_is_its_scene_s_alone(base: AbstractBackbone) -> None:
+def test_a_picture_is_its_scene_s_alone(base: DiffusionBackbone) -> None:
     together = sample(base, SCENES, HOW)
     assert together.shape == (3, 3, 16, 16)
     for k, scene in enumerate(SCENES):
@@ -44,11 +44,11 @@ def test_a_picture_is_its_scene_s_alone(base: AbstractBackbone) -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3])
-def test_batches_do_not_matter(base: AbstractBackbone, batch: int) -> None:
+def test_batches_do_not_matter(base: DiffusionBackbone, batch: int) -> None:
     close(sample(base, SCENES, Sampling(3, 2.0, batch)), sample(base, SCENES, HOW))
 
 
-def test_guidance_and_steps_are_heeded(base: AbstractBackbone) -> None:
+def test_guidance_and_steps_are_heeded(base: DiffusionBackbone) -> None:
     """With guidance 1 it is the plain model; otherwise another picture."""
     prompt = base.encode([scene.prompt for scene in SCENES])
     with torch.no_grad():
@@ -59,7 +59,7 @@ def test_guidance_and_steps_are_heeded(base: AbstractBackbone) -> None:
 
 
 @pytest.mark.parametrize("batch", [2, 4, 48])
-def test_a_dial_s_pictures_are_those_at_each_place(base: AbstractBackbone, slider: Slider, batch: int) -> None:
+def test_a_dial_s_pictures_are_those_at_each_place(base: DiffusionBackbone, slider: Slider, batch: int) -> None:
     """Though places and scenes share batches, also where a batch ends within a place."""
     with attach(base, [slider]) as dials:
         made = sample_dial(base, lambda s: dials.turned({slider.name: s}), SCENES, DIALS, Sampling(3, 2.0, batch))
@@ -73,7 +73,7 @@ def test_a_dial_s_pictures_are_those_at_each_place(base: AbstractBackbone, slide
     assert apart(made[2], made[1]) > 0.01
 
 
-def test_a_slider_in_training_gives_the_pictures_of_the_finished_one(base: AbstractBackbone) -> None:
+def test_a_slider_in_training_gives_the_pictures_of_the_finished_one(base: DiffusionBackbone) -> None:
     before = sample(base, SCENES, HOW)
     with Adapter(base, base.select_targets(["xattn"]), 2, 4.0) as adapter:
         generator = torch.Generator().manual_seed(1)
@@ -88,7 +88,7 @@ def test_a_slider_in_training_gives_the_pictures_of_the_finished_one(base: Abstr
     assert torch.equal(sample(base, SCENES, HOW), before)
 
 
-def test_the_oracle_at_0_is_the_base(base: AbstractBackbone) -> None:
+def test_the_oracle_at_0_is_the_base(base: DiffusionBackbone) -> None:
     made = sample_oracle(base, HAPPY, 2.0, SCENES, [-1.0, 0.0, 1.0], HOW)
     assert made.shape == (3, 3, 3, 16, 16)
     close(made[1], sample(base, SCENES, HOW))
@@ -98,7 +98,7 @@ def test_the_oracle_at_0_is_the_base(base: AbstractBackbone) -> None:
 
 
 @pytest.mark.parametrize("batch", [2, 48])
-def test_the_oracle_s_amount_is_dial_times_eta(base: AbstractBackbone, batch: int) -> None:
+def test_the_oracle_s_amount_is_dial_times_eta(base: DiffusionBackbone, batch: int) -> None:
     made = sample_oracle(base, HAPPY, 3.0, SCENES, [-1.0, 2.0], Sampling(3, 2.0, batch))
     prompt, empty = base.encode([scene.prompt for scene in SCENES]), base.encode([""] * 3)
     for k, amount in enumerate([-3.0, 6.0]):
@@ -108,7 +108,7 @@ def test_the_oracle_s_amount_is_dial_times_eta(base: AbstractBackbone, batch: in
 
 
 def test_the_oracle_asks_for_nothing_that_it_does_not_use(
-    base: AbstractBackbone, monkeypatch: pytest.MonkeyPatch
+    base: DiffusionBackbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A step needs the prompt, the empty prompt, and each positive and negative: 4 rows for a picture here."""
     asked: list[int] = []

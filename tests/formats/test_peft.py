@@ -28,7 +28,7 @@ from sliders.formats.metadata import concept_of, describe
 from tests import tiny, tiny_lm
 from tests.factory import lowrank
 
-TINY = 2e-5
+TINY = 1e-4
 """What float32 may do to a log-probability."""
 SEEN = 1e-2
 """A change that no rounding makes."""

@@ -37,27 +37,31 @@ def prediction(
     return Prediction(among(student), among(base), by * among(POSITIVE - NEGATIVE), dial, weight)
 
 
-def wanted(row: int, position: int, amount: float, plausible: float) -> tuple[list[int], list[float]]:
+def wanted(
+    row: int, position: int, amount: float, plausible: float, top_k: int = WORDS
+) -> tuple[list[int], list[float]]:
     """The plausible words and the probabilities that they should have, by the definition."""
     base = BASE[row, position].exp().tolist()
     moving = [w for w in LIKELIEST[row, position].tolist() if base[w] >= plausible * max(base)]
     direction = (POSITIVE - NEGATIVE)[row, position].tolist()
     raw = [base[w] * math.exp(amount * direction[w]) for w in moving]
+    raw = [r if r >= sorted(raw)[-top_k:][0] else 0.0 for r in raw]
     mass = sum(base[w] for w in moving)
     return moving, [mass * r / sum(raw) for r in raw]
 
 
+@pytest.mark.parametrize("top_k", [1, 2, WORDS])
 @pytest.mark.parametrize("plausible", [0.02, 0.3, 0.9])
 @pytest.mark.parametrize("eta", [0.5, 1.5])
-def test_loss_is_the_divergence_from_the_definition(eta: float, plausible: float) -> None:
-    losses = LogProbabilityLoss(eta, plausible)(prediction())
+def test_loss_is_the_divergence_from_the_definition(eta: float, plausible: float, top_k: int) -> None:
+    losses = LogProbabilityLoss(eta, plausible, top_k)(prediction())
     for row, dial in enumerate(DIALS.tolist()):
         total = 0.0
         for position in range(LENGTH):
-            moving, share = wanted(row, position, eta * dial, plausible)
+            moving, share = wanted(row, position, eta * dial, plausible, top_k)
             said = STUDENT[row, position].exp().tolist()
             rest, rest_said = 1 - sum(share), 1 - sum(said[w] for w in moving)
-            divergence = sum(p * math.log(p / said[w]) for w, p in zip(moving, share, strict=True))
+            divergence = sum(p * math.log(p / said[w]) for w, p in zip(moving, share, strict=True) if p)
             total += float(MASK[row, position]) * (divergence + rest * math.log(rest / rest_said))
         assert float(losses[row]) == pytest.approx(total / float(MASK[row].sum()) / dial**2, rel=1e-4, abs=1e-5)
 
@@ -134,7 +138,7 @@ def test_the_gradient_is_what_is_said_less_what_is_wanted() -> None:
 def test_following_the_gradient_ends_at_the_target() -> None:
     logits = BASE.clone().requires_grad_()
     loss, optimizer = LogProbabilityLoss(1.5, 0.2), torch.optim.Adam([logits], lr=0.1)
-    for _ in range(250):
+    for _ in range(150):
         optimizer.zero_grad()
         loss(prediction(logits.log_softmax(-1))).sum().backward()
         optimizer.step()
@@ -190,13 +194,54 @@ def test_certainty_is_finite(certain: str) -> None:
     assert torch.isfinite(loss).all()
     assert student.grad is not None
     assert torch.isfinite(student.grad).all()
-    assert float(loss) == pytest.approx(0, abs=1e-5) if certain == "both" else float(loss) > 0.1
+    lost = float(loss.detach())
+    assert lost == pytest.approx(0, abs=1e-5) if certain == "both" else lost > 0.1
+
+
+def test_a_preserved_row_keeps_all_words() -> None:
+    """Of the likeliest few, only rows that are to move are made of."""
+    asked = prediction()
+    direction = asked.direction.clone()
+    direction[1] = 0
+    target = LogProbabilityLoss(1.5, 0.05, top_k=1).target(
+        Prediction(asked.student, asked.base, direction, DIALS, MASK)
+    )
+    assert_close(target[1], asked.base[1], atol=1e-6, rtol=1e-6)
+    assert (target == -math.inf).flatten(1).any(1).tolist() == [True, False, True, True]
+
+
+def test_what_the_target_forbids_has_finite_gradients_and_progress() -> None:
+    student = among(STUDENT).requires_grad_()
+    asked = prediction()
+    given = Prediction(student, asked.base, asked.direction, DIALS, MASK)
+    loss = LogProbabilityLoss(1.5, top_k=1)
+    loss(given).sum().backward()
+    assert student.grad is not None
+    assert torch.isfinite(student.grad).all()
+    assert all(torch.isfinite(value) for value in progress(given, loss))
+
+
+def test_a_ramp_weighs_the_first_positions_less() -> None:
+    """Linearly, and then all alike."""
+    nothing = torch.ones_like(MASK)
+    each = torch.stack(
+        [LogProbabilityLoss()(prediction(weight=torch.eye(LENGTH)[p].expand(4, -1))) for p in range(LENGTH)], 1
+    )
+    for ramp, shares in ((3, [1 / 3, 2 / 3, 1, 1]), (8, [1 / 8, 2 / 8, 3 / 8, 4 / 8]), (1, [1, 1, 1, 1])):
+        losses = LogProbabilityLoss(ramp=ramp)(prediction(weight=nothing))
+        assert_close(losses, (each * torch.tensor(shares)).mean(1))
+
+
+@pytest.mark.parametrize("wrong", [{"top_k": 0}, {"ramp": 0}], ids=str)
+def test_a_count_below_1_is_an_error(wrong: dict[str, int]) -> None:
+    with pytest.raises(SliderError, match=rf"loss\.{next(iter(wrong))} is 0"):
+        LogProbabilityLoss(**wrong)
 
 
 def test_low_precision_is_compared_in_float32() -> None:
-    low = [value.bfloat16() for value in (among(STUDENT), among(BASE), among(POSITIVE - NEGATIVE))]
+    student, base, direction = (among(x).bfloat16() for x in (STUDENT, BASE, POSITIVE - NEGATIVE))
     for loss in (LogProbabilityLoss(), HiddenStateLoss()):
-        assert loss(Prediction(*low, DIALS, MASK)).dtype == torch.float32
+        assert loss(Prediction(student, base, direction, DIALS, MASK)).dtype == torch.float32
 
 
 @pytest.mark.parametrize("plausible", [0.0, 1.0, -0.1, 1.5])
@@ -277,6 +322,16 @@ def test_progress_weighs_words_by_their_probability() -> None:
     assert_close(torch.stack(again), torch.stack([effect, stray]))  # an implausible word is none of it
     everything_counts = progress(Prediction(student, base, direction, torch.ones(1)), HiddenStateLoss(1.0))
     assert float(everything_counts[1]) > 1
+
+
+@pytest.mark.parametrize("offset", [0.0, -1000.0])
+def test_progress_of_hidden_states_of_any_size(offset: float) -> None:
+    """Some have coordinates far below 0, which are no forbidden words."""
+    base, direction, loss = hidden(2) + offset, hidden(3), HiddenStateLoss(1.0)
+    asked = Prediction(base, base, direction, DIALS, MASK[:, None])
+    half = base + 0.5 * (loss.target(asked) - base)
+    effect, stray = progress(Prediction(half, base, direction, DIALS, MASK[:, None]), loss)
+    assert (float(effect), float(stray)) == pytest.approx((0.5, 0), abs=1e-3)
 
 
 @pytest.mark.parametrize("case", LOSSES)

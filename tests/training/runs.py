@@ -99,11 +99,10 @@ def module(
     """A training of the tiny model."""
     return SliderModule(
         backbone=backbone or loaded(base),
-        loss=ErasureLoss(eta=2.0),
         states=states or Pool(trajectories=4, steps=3, refresh=3),
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0),
         targets=targets,
-        **{"rank": 2, **changes},
+        **{"loss": ErasureLoss(eta=2.0), "rank": 2, **changes},
     )
 
 

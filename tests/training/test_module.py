@@ -139,6 +139,19 @@ def test_every_target_group_trains(base: Path, tmp_path: Path, targets: list[str
     assert not still
 
 
+def test_checkpointing_makes_the_same_slider(base: Path, tmp_path: Path) -> None:
+    """The blocks are computed a second time, and at the step's dials, which are off again by then."""
+    factors, calls = [], []
+    for checkpointing in (False, True):
+        backbone = UNetBackbone(str(base), checkpointing=checkpointing)
+        backbone.load()
+        backbone.unet.down_blocks[0].resnets[0].register_forward_pre_hook(lambda *_, c=checkpointing: calls.append(c))
+        factors.append(runs.fit(runs.module(base, backbone=backbone, targets=["noxattn"]), tmp_path, 3))
+    assert calls.count(True) == calls.count(False) + 3
+    for name, factor in factors[0].items():
+        torch.testing.assert_close(factors[1][name], factor, msg=name)
+
+
 def test_one_sign_is_an_erasure(base: Path, tmp_path: Path) -> None:
     """One sign at one magnitude: the model is moved there for good, and learns that."""
     seen: list[Tensor] = []

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sliders.attach import Adapter
-from sliders.backbones.base import AbstractBackbone
+from sliders.backbones.base import DiffusionBackbone
 from sliders.batch import TensorBatch, take
 from sliders.errors import SliderError
 from sliders.training.states import Lesson, Pool, Rollout, StateSource
@@ -33,7 +33,7 @@ def source(request: pytest.FixtureRequest) -> StateSource:
 
 
 @pytest.fixture
-def teacher(shared: AbstractBackbone, adapter: Adapter) -> Teacher:
+def teacher(shared: DiffusionBackbone, adapter: Adapter) -> Teacher:
     """Of a concept with everything."""
     return Teacher(shared, runs.RICH, adapter)
 
@@ -53,7 +53,7 @@ class TestEverySource:
     """What holds wherever the states come from."""
 
     def test_lesson_is_the_teacher_s_answer_at_its_own_state(
-        self, source: StateSource, teacher: Teacher, adapter: Adapter, shared: AbstractBackbone
+        self, source: StateSource, teacher: Teacher, adapter: Adapter, shared: DiffusionBackbone
     ) -> None:
         """By a teacher that has seen nothing else, one row at a time."""
         lesson = source.draw(teacher, adapter, runs.batch(SEEDS, PRESERVED))
@@ -101,6 +101,7 @@ class TestEverySource:
     def test_drawing_leaves_the_slider_as_it_is(self, source: StateSource, teacher: Teacher, adapter: Adapter) -> None:
         """Off, unchanged and without gradients."""
         before = adapter.state()
+        assert isinstance(teacher.backbone, DiffusionBackbone)
         state, prompt = {"latents": teacher.backbone.start([1]), "timestep": torch.tensor([501])}, torch.tensor([0])
         with torch.no_grad():
             base = teacher.backbone.predict(state, teacher.targets(prompt))
@@ -115,13 +116,13 @@ class TestEverySource:
         assert sizes == {len(SEEDS)}
 
     def test_preserved_rows_need_prompts_to_preserve(
-        self, source: StateSource, shared: AbstractBackbone, adapter: Adapter
+        self, source: StateSource, shared: DiffusionBackbone, adapter: Adapter
     ) -> None:
         with pytest.raises(SliderError, match="preserve"):
             source.draw(Teacher(shared, runs.HAPPY, adapter), adapter, runs.batch(SEEDS, PRESERVED))
 
     def test_states_are_those_of_the_slider(
-        self, source: StateSource, shared: AbstractBackbone, adapter: Adapter
+        self, source: StateSource, shared: DiffusionBackbone, adapter: Adapter
     ) -> None:
         """Without one, there are others."""
         teacher, items = Teacher(shared, runs.HAPPY, adapter), runs.batch(SEEDS)
@@ -151,7 +152,7 @@ class TestRollout:
         torch.testing.assert_close(apart.state["latents"], wanted.state["latents"], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(apart.direction, wanted.direction, rtol=1e-4, atol=1e-5)
 
-    def test_all_depths_and_both_signs(self, shared: AbstractBackbone, adapter: Adapter) -> None:
+    def test_all_depths_and_both_signs(self, shared: DiffusionBackbone, adapter: Adapter) -> None:
         """A state of depth k is k steps from its noise, at its own magnitude and sign."""
         teacher, steps, seeds = Teacher(shared, runs.HAPPY, adapter), 2, list(range(12))
         items = runs.batch(seeds)
@@ -169,7 +170,7 @@ class TestRollout:
         assert {row for row, _, _ in found} == set(range(12))
         assert {(depth, sign) for _, depth, sign in found} == {(d, s) for d in range(steps) for s in (1, -1)}
 
-    def test_unsigned_has_the_positive_side_alone(self, shared: AbstractBackbone, adapter: Adapter) -> None:
+    def test_unsigned_has_the_positive_side_alone(self, shared: DiffusionBackbone, adapter: Adapter) -> None:
         teacher, items, dials = Teacher(shared, runs.HAPPY, adapter), runs.batch(list(range(12))), []
         real = adapter.dial
         adapter.dial = lambda positions: (dials.append(float(positions)), real(positions))[1]  # type: ignore[method-assign]
@@ -184,7 +185,7 @@ class TestRollout:
 class Watched:
     """A pool whose fillings are seen: the dials, seeds and questions of its trajectories."""
 
-    def __init__(self, shared: AbstractBackbone, adapter: Adapter, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, shared: DiffusionBackbone, adapter: Adapter, monkeypatch: pytest.MonkeyPatch) -> None:
         self.dials: list[Tensor] = []
         self.seeds: list[list[int]] = []
         turn, start = adapter.dial, shared.start
@@ -205,7 +206,7 @@ class TestPool:
     """Trajectories rolled out together and kept for a while."""
 
     def test_is_filled_at_the_interval_and_only_then(
-        self, shared: AbstractBackbone, adapter: Adapter, monkeypatch: pytest.MonkeyPatch
+        self, shared: DiffusionBackbone, adapter: Adapter, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         teacher, pool = Teacher(shared, runs.HAPPY, adapter), Pool(trajectories=4, steps=2, refresh=3)
         watched, filled, counts = Watched(shared, adapter, monkeypatch), [], runs.count_rows(shared, monkeypatch)
@@ -220,7 +221,7 @@ class TestPool:
         assert len({tuple(seeds) for seeds in watched.seeds}) == 3, "each filling has noise of its own"
 
     def test_runs_every_noise_at_both_signs(
-        self, shared: AbstractBackbone, adapter: Adapter, monkeypatch: pytest.MonkeyPatch
+        self, shared: DiffusionBackbone, adapter: Adapter, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         teacher = Teacher(shared, runs.HAPPY, adapter)
         watched = Watched(shared, adapter, monkeypatch)
@@ -233,7 +234,7 @@ class TestPool:
         assert len({high for _, high in at.values()}) == 4
 
     def test_holds_all_states_of_its_trajectories(
-        self, shared: AbstractBackbone, adapter: Adapter, monkeypatch: pytest.MonkeyPatch
+        self, shared: DiffusionBackbone, adapter: Adapter, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The slider is on: a pair starts from one noise and is taken apart by its signs."""
         teacher = Teacher(shared, runs.HAPPY, adapter)
@@ -249,7 +250,7 @@ class TestPool:
             assert len(held) == (1 if depth == 0 else 2)
             torch.testing.assert_close(held, wanted["latents"].unique(dim=0), rtol=1e-4, atol=1e-4)
 
-    def test_without_a_slider_both_signs_are_the_same(self, shared: AbstractBackbone, adapter: Adapter) -> None:
+    def test_without_a_slider_both_signs_are_the_same(self, shared: DiffusionBackbone, adapter: Adapter) -> None:
         """The control of the test above."""
         for parameter in adapter.parameters():
             parameter.data.zero_()

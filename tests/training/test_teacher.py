@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sliders.attach import Adapter
-from sliders.backbones.base import AbstractBackbone
+from sliders.backbones.base import DiffusionBackbone
 from sliders.batch import TensorBatch, join, take
 from sliders.concept import Concept
 from sliders.training.teacher import Teacher, oracle
@@ -17,20 +17,20 @@ close = partial(torch.testing.assert_close, rtol=1e-4, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
-def state(shared: AbstractBackbone) -> TensorBatch:
+def state(shared: DiffusionBackbone) -> TensorBatch:
     """Six states of different noise and time."""
     paths = [shared.trajectory(lambda x: 0.3 * x["latents"], shared.start([s]), 6) for s in range(6)]
     return join([list(path)[s] for s, path in enumerate(paths)])
 
 
 @pytest.fixture
-def teacher(shared: AbstractBackbone) -> Teacher:
+def teacher(shared: DiffusionBackbone) -> Teacher:
     """Of a concept with lists, contexts and prompts to preserve."""
     return Teacher(shared, runs.RICH)
 
 
 @torch.no_grad()
-def dense(model: AbstractBackbone, prompts: list[str], state: TensorBatch, row: int) -> Tensor:
+def dense(model: DiffusionBackbone, prompts: list[str], state: TensorBatch, row: int) -> Tensor:
     """The mean prediction of prompts at one state, one prompt after the other."""
     one = take(state, torch.tensor([row]))
     return torch.stack([model.predict(one, model.encode([prompt]))[0] for prompt in prompts]).mean(0)
@@ -56,7 +56,7 @@ def test_every_prompt_is_encoded_once(teacher: Teacher) -> None:
     assert len(teacher.conditioning["prompt_embeds"]) == len(teacher.prompts)
 
 
-def test_answer_is_the_average_over_prompts(shared: AbstractBackbone, teacher: Teacher, state: TensorBatch) -> None:
+def test_answer_is_the_average_over_prompts(shared: DiffusionBackbone, teacher: Teacher, state: TensorBatch) -> None:
     """Against an oracle that asks about one prompt at a time."""
     questions = torch.tensor([0, 3, 1, 1, 2, 0])
     base, direction = teacher.answer(state, questions)
@@ -73,7 +73,7 @@ def test_answer_is_the_average_over_prompts(shared: AbstractBackbone, teacher: T
             assert torch.equal(direction[row], torch.zeros_like(direction[row]))
 
 
-def test_swapped_ends_have_the_opposite_direction(shared: AbstractBackbone, state: TensorBatch) -> None:
+def test_swapped_ends_have_the_opposite_direction(shared: DiffusionBackbone, state: TensorBatch) -> None:
     swapped = Concept("swapped", runs.RICH.target, runs.RICH.negatives, runs.RICH.positives)
     straight = Concept("straight", runs.RICH.target, runs.RICH.positives, runs.RICH.negatives)
     questions = torch.zeros(6, dtype=torch.long)
@@ -91,7 +91,7 @@ def test_chunks_do_not_matter(teacher: Teacher, state: TensorBatch, chunk: int) 
 
 @pytest.mark.parametrize("questions", [[0], [2], [0, 1, 2, 4, 1], [3, 3]])
 def test_a_moved_row_costs_its_prompts_and_a_kept_one_costs_1(
-    shared: AbstractBackbone, state: TensorBatch, questions: list[int], monkeypatch: pytest.MonkeyPatch
+    shared: DiffusionBackbone, state: TensorBatch, questions: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     teacher = Teacher(shared, runs.RICH)
     counts = runs.count_rows(shared, monkeypatch)
@@ -102,7 +102,7 @@ def test_a_moved_row_costs_its_prompts_and_a_kept_one_costs_1(
 
 
 def test_answers_have_no_gradient_and_ignore_the_slider(
-    shared: AbstractBackbone, state: TensorBatch, adapter: Adapter
+    shared: DiffusionBackbone, state: TensorBatch, adapter: Adapter
 ) -> None:
     questions = torch.tensor([0, 1, 2, 3, 4, 0])
     adapter.remove()
@@ -115,14 +115,14 @@ def test_answers_have_no_gradient_and_ignore_the_slider(
         assert not two.requires_grad
 
 
-def test_targets_are_looked_up(shared: AbstractBackbone, teacher: Teacher) -> None:
+def test_targets_are_looked_up(shared: DiffusionBackbone, teacher: Teacher) -> None:
     questions = torch.tensor([1, 4, 0])
     wanted = shared.encode(["a person with a dog", "a person with a dog", "a person"])
     close(teacher.targets(questions)["prompt_embeds"], wanted["prompt_embeds"])
     assert not teacher.targets(questions)["prompt_embeds"].requires_grad
 
 
-def test_targets_are_encoded_anew_where_the_slider_changes_them(shared: AbstractBackbone) -> None:
+def test_targets_are_encoded_anew_where_the_slider_changes_them(shared: DiffusionBackbone) -> None:
     """At the dial that is set, and with a gradient."""
     questions = torch.tensor([0, 0, 3])
     with Adapter(shared, shared.select_targets(["text-encoder"]), 2, 2.0) as adapter:
@@ -140,7 +140,7 @@ def test_targets_are_encoded_anew_where_the_slider_changes_them(shared: Abstract
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_follow_is_guidance_towards_the_target(
-    shared: AbstractBackbone, teacher: Teacher, state: TensorBatch, guidance: float, monkeypatch: pytest.MonkeyPatch
+    shared: DiffusionBackbone, teacher: Teacher, state: TensorBatch, guidance: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     questions = torch.tensor([0, 1, 2, 3, 4, 0])
     with torch.no_grad():
@@ -158,23 +158,23 @@ class TestOracle:
     sad = Concept("dog", "a person", ["a dog"], ["a person with a hat", "a sad person"])
 
     @torch.no_grad()
-    def given(self, model: AbstractBackbone, state: TensorBatch, parts: list[tuple[Concept, Tensor]]) -> Tensor:
+    def given(self, model: DiffusionBackbone, state: TensorBatch, parts: list[tuple[Concept, Tensor]]) -> Tensor:
         """Its prediction."""
         prompt, empty = model.encode(["a person with a hat"] * 6), model.encode([""] * 6)
         return oracle(model, parts, prompt, empty, 2.0)(state)
 
-    def test_at_amount_0_is_the_base(self, shared: AbstractBackbone, state: TensorBatch) -> None:
+    def test_at_amount_0_is_the_base(self, shared: DiffusionBackbone, state: TensorBatch) -> None:
         at_0 = self.given(shared, state, [(runs.HAPPY, torch.zeros(6))])
         assert torch.equal(at_0, self.given(shared, state, []))
 
-    def test_adds_every_row_s_amount_of_the_direction(self, shared: AbstractBackbone, state: TensorBatch) -> None:
+    def test_adds_every_row_s_amount_of_the_direction(self, shared: DiffusionBackbone, state: TensorBatch) -> None:
         amounts = torch.tensor([1.0, -2.0, 0.0, 3.0, 0.5, -0.5])
         moved = self.given(shared, state, [(runs.HAPPY, amounts)]) - self.given(shared, state, [])
         for row in range(6):
             direction = dense(shared, ["a happy person"], state, row) - dense(shared, ["a sad person"], state, row)
             close(moved[row], amounts[row] * direction)
 
-    def test_of_two_concepts_is_their_sum(self, shared: AbstractBackbone, state: TensorBatch) -> None:
+    def test_of_two_concepts_is_their_sum(self, shared: DiffusionBackbone, state: TensorBatch) -> None:
         one, two = torch.full((6,), 1.5), torch.linspace(-1, 1, 6)
         base = self.given(shared, state, [])
         apart = sum(self.given(shared, state, [part]) - base for part in ((runs.HAPPY, one), (self.sad, two)))

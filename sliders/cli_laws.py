@@ -1,0 +1,130 @@
+"""`sliders laws`: measure which laws a set of sliders obeys."""
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from jsonargparse import lazy_instance
+
+from sliders import formats
+from sliders.algebra.slider import Hinge, Slider
+from sliders.backbones.base import AbstractBackbone, DiffusionBackbone
+from sliders.backbones.causal_lm import CausalLMBackbone
+from sliders.backbones.unet import UNetBackbone
+from sliders.console import say
+from sliders.errors import SliderError
+from sliders.evaluation import laws_study
+from sliders.evaluation.laws_report import LawsReport
+from sliders.evaluation.report import heldout_prompts
+from sliders.evaluation.sampling import Sampling
+from sliders.evaluation.sampling import scenes as make_scenes
+from sliders.evaluation.stages import Stage, picture_stage, text_stage
+from sliders.evaluation.text import Speaking
+from sliders.formats.metadata import check_base, concept_of
+from sliders.training.order import config_of, fit_again
+
+_BASE = lazy_instance(UNetBackbone, model="data/avatars/model")
+_LANGUAGE = lazy_instance(CausalLMBackbone, model="smollm2")
+
+
+def laws(
+    slider: list[Path],
+    level: Literal["weights", "fitting", "behaviour"] = "behaviour",
+    twin: list[Path] | None = None,
+    backbone: DiffusionBackbone = _BASE,
+    language: CausalLMBackbone = _LANGUAGE,
+    prompts: list[str] | None = None,
+    scenes: int = 12,
+    sampling: Sampling | None = None,
+    speaking: Speaking | None = None,
+    seeds: int = 2,
+    steps: int | None = None,
+    out: Path = Path("runs/laws"),
+    any_base: bool = False,
+) -> None:
+    """Measure which laws sliders obey: JSON, tables, and one page with pictures that says what each shows.
+
+    ``weights`` follows exactly from the factors.  ``behaviour`` compares predictions at states that the base visits:
+    interaction of pairs, how straight each dial is, the distance to the formula itself, and whether interference was
+    predicted.  ``fitting`` trains each pair in both orders, by the configurations beside the sliders' files.
+
+    Args:
+        slider: slider files or hinges of one base.
+        level: of the laws.
+        twin: for behaviour: each slider trained with another seed, in the same order; they are the null.
+        backbone: the model of pictures.
+        language: the language model.
+        prompts: of the scenes, for language the user's messages; those that the sliders' concepts are measured on
+            unless given.
+        scenes: how many; intervals are over them.
+        sampling: how pictures are sampled whose states are compared.
+        speaking: how the responses are sampled whose states are compared.
+        seeds: for fitting: trainings of each order; the null needs two.
+        steps: for fitting: of each training; those of the configuration unless given.
+        out: folder for `laws.json`, `laws.html` and what is trained.
+        any_base: load sliders that were made for another base.
+    """
+    dials, twins = [formats.load_dial(path) for path in slider], [formats.load_dial(path) for path in twin or []]
+    if twins and len(twins) != len(dials):
+        raise SliderError(f"--twin has {len(twins)} files for {len(dials)} sliders; give one each, in the same order")
+    names = [dial.name for dial in dials]
+    if len(set(names)) < len(names):
+        raise SliderError(f"two sliders are called {max(names, key=names.count)!r}; give them different names")
+    kinds = {formats.of_language(path) for path in [*slider, *(twin or [])]}
+    if len(kinds) != 1:
+        raise SliderError("sliders of pictures and of language have no law in common; measure them apart")
+    used = language if kinds.pop() else backbone
+    used.load()
+    for dial in [] if any_base else [*dials, *twins]:
+        check_base(dial, used.fingerprint(), used.base_model)
+    if level == "weights":
+        report = laws_study.weights(used, dials)
+    else:
+        stage = _stage(used, dials, prompts, scenes, sampling, speaking)
+        if level == "behaviour":
+            report = laws_study.behaviour(stage, dials, dict(zip(names, twins, strict=False)))
+        else:
+            report = _fitting(stage, slider, dials, out, seeds, steps)
+    report.write(out)
+    say(*[section.table() for section in report.sections if section.rows], f"report  {out / 'laws.html'}")
+
+
+def _stage(
+    backbone: AbstractBackbone, dials: Sequence[Slider | Hinge], prompts: list[str] | None, scenes: int,
+    sampling: Sampling | None, speaking: Speaking | None,
+) -> Stage:  # fmt: skip
+    """Where the predictions are compared: the concepts' held-out prompts in turn, unless others are given."""
+    if scenes < 1:
+        raise SliderError(f"--scenes is {scenes}; it must be at least 1")
+    concepts = [concept_of(d).worded(backbone.modality) for d in dials if "sliders.concept" in d.metadata]
+    if prompts is None:
+        sets = [heldout_prompts(concept) for concept in concepts]
+        turns = [prompt for row in itertools.zip_longest(*sets) for prompt in row if prompt is not None]
+        prompts = list(dict.fromkeys(turns))
+    if not prompts:
+        raise SliderError("no slider says which prompts it is measured on; give --prompts")
+    if isinstance(backbone, CausalLMBackbone):
+        target = concepts[0].target if concepts else ""
+        if len(prompts) < scenes:
+            raise SliderError(
+                f"there are {len(prompts)} messages for {scenes} scenes; lower --scenes or give --prompts"
+            )
+        return text_stage(backbone, target, prompts[:scenes], speaking)
+    assert isinstance(backbone, DiffusionBackbone)
+    return picture_stage(backbone, make_scenes(prompts, scenes), sampling)
+
+
+def _fitting(
+    stage: Stage, files: Sequence[Path], dials: Sequence[Slider | Hinge], out: Path, seeds: int, steps: int | None
+) -> LawsReport:
+    sliders = [dial for dial in dials if isinstance(dial, Slider)]
+    if len(sliders) != len(dials) or len(sliders) < 2:
+        raise SliderError("--level fitting trains pairs of sliders anew; give at least two, and no hinge")
+    configs = {slider.name: config_of(path) for slider, path in zip(sliders, files, strict=True)}
+
+    def fit(name: str, seed: int, first: Slider | None) -> Slider:
+        called = f"{name}_seed{seed}" if first is None else f"{name}_on_{first.name.partition('_seed')[0]}_seed{seed}"
+        return fit_again(configs[name], out / "fits", called, seed, first, steps)
+
+    return laws_study.fitting(stage, sliders, fit, seeds)

@@ -1,0 +1,168 @@
+"""What was measured of laws, for people: sections of a sentence, a table and a picture; JSON, a terminal, one page."""
+
+import base64
+import html
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from rich.table import Table
+from torch import Tensor
+
+from sliders.evaluation.interference import Forecast
+from sliders.evaluation.laws import STRAIGHT, Measured
+from sliders.evaluation.laws import Path as DialPath
+from sliders.evaluation.plots import plt
+
+_INK, _BLUE, _GREY = "#1b1f24", "#30638e", "#8d96a3"
+_STYLE = """body{font:16px/1.5 system-ui,sans-serif;color:#1b1f24;max-width:60rem;margin:2rem auto;padding:0 1rem}
+table{border-collapse:collapse;margin:1rem 0;font-size:14px}td,th{padding:.25rem .7rem;border-bottom:1px solid #d0d7de}
+td{text-align:right}td:first-child,th:first-child{text-align:left}img{max-width:100%}p.note{color:#57606a}"""
+
+
+@dataclass(frozen=True)
+class Section:
+    """One thing that was measured.
+
+    Args:
+        title: of it.
+        says: a sentence or two: what the table and the picture show.
+        headings: of the table; empty for none.
+        rows: of the table.
+        figure: the picture, if any.
+    """
+
+    title: str
+    says: str
+    headings: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
+    figure: Figure | None = None
+
+    def table(self) -> Table:
+        """For a terminal."""
+        made = Table(title=self.title, title_justify="left", caption=self.says, caption_justify="left")
+        for k, heading in enumerate(self.headings):
+            made.add_column(heading, justify="left" if k == 0 else "right")
+        for row in self.rows:
+            made.add_row(*row)
+        return made
+
+
+@dataclass
+class LawsReport:
+    """All sections, and the numbers behind them as plain data."""
+
+    title: str
+    note: str
+    sections: list[Section] = field(default_factory=list)
+    data: dict[str, Any] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> None:
+        """Write `laws.json` and `laws.html`, a page that needs nothing else."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in (("laws.json", json.dumps(self.data, indent=1)), ("laws.html", self.page())):
+            temporary = folder / f".{name}.tmp"
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(folder / name)
+
+    def page(self) -> str:
+        """The report as HTML with its pictures inside."""
+        parts = [f"<h1>{html.escape(self.title)}</h1><p class=note>{html.escape(self.note)}</p>"]
+        for section in self.sections:
+            parts.append(f"<h2>{html.escape(section.title)}</h2><p>{html.escape(section.says)}</p>")
+            if section.figure is not None:
+                parts.append(f'<img alt="{html.escape(section.title)}" src="{_embedded(section.figure)}">')
+            if section.rows:
+                parts.append(
+                    f"<table>{_row(section.headings, 'th')}{''.join(_row(r, 'td') for r in section.rows)}</table>"
+                )
+        head = f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(self.title)}</title>"
+        return f"{head}<style>{_STYLE}</style><body>{''.join(parts)}</body></html>\n"
+
+
+def _row(cells: Sequence[str], tag: str) -> str:
+    return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
+
+
+def _embedded(figure: Figure) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    plt.close(figure)
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def heatmap(table: Tensor, names: Sequence[str], label: str, signed: bool = False) -> Figure:
+    """All pairs as coloured squares with their numbers."""
+    figure, axis = plt.subplots(figsize=(2.4 + 0.75 * len(names), 1.6 + 0.65 * len(names)), layout="constrained")
+    values = table.numpy()
+    top = float(np.abs(values[~np.eye(len(values), dtype=bool)]).max(initial=1e-9)) if len(values) > 1 else 1.0
+    colours = {"cmap": "RdBu_r", "vmin": -top, "vmax": top} if signed else {"cmap": "Blues", "vmin": 0, "vmax": top}
+    image = axis.imshow(np.where(np.eye(len(values), dtype=bool), np.nan, values), **colours)
+    for (i, j), value in np.ndenumerate(values):
+        if i != j:
+            axis.text(j, i, f"{value:.2f}", ha="center", va="center", color="w" if abs(value) > 0.6 * top else _INK)
+    axis.set_xticks(range(len(names)), names, rotation=35, ha="right")
+    axis.set_yticks(range(len(names)), names)
+    figure.colorbar(image, ax=axis, label=label)
+    return figure
+
+
+def gaps_figure(measured: Sequence[Measured]) -> Figure:
+    """Each gap with its interval, and its null beside it."""
+    figure, axis = plt.subplots(figsize=(8, 1.2 + 0.32 * len(measured)), layout="constrained")
+    for k, one in enumerate(reversed(measured)):
+        for estimate, colour, shift in ((one.gap, _BLUE, 0.0), (one.null, _GREY, -0.25)):
+            if estimate is not None:
+                axis.plot([estimate.low, estimate.high], [k + shift] * 2, color=colour, linewidth=3, alpha=0.5)
+                axis.plot(estimate.value, k + shift, "o", color=colour)
+    axis.set_yticks(range(len(measured)), [f"{one.law}: {', '.join(one.of)}" for one in reversed(measured)])
+    axis.set(xlabel="gap (0: the law holds); grey: the same between twins", xlim=(0, None))
+    axis.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def paths_figure(paths: Sequence[DialPath]) -> Figure:
+    """How far each dial moves predictions, and how far it is from a straight line."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.6), layout="constrained")
+    for path in paths:
+        left.plot(path.dials, [s if d > 0 else -s for s, d in zip(path.size, path.dials, strict=True)], "o-", ms=3)
+        right.plot(path.dials, path.bend, "o-", ms=3, label=path.name)
+    right.axhline(STRAIGHT, color=_GREY, linestyle="--", linewidth=1)
+    left.set(title="size of the change, sign of the dial", xlabel="dial", ylabel="relative to dial 1")
+    right.set(title="distance from the line through 0", xlabel="dial", ylabel="share of the line", ylim=(0, None))
+    right.legend(frameon=False)
+    for axis in (left, right):
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def scatter_figure(forecast: Forecast, pairs: Sequence[tuple[str, str]]) -> Figure:
+    """Predicted against measured interference, a point a pair."""
+    figure, axis = plt.subplots(figsize=(7, 5), layout="constrained")
+    axis.plot(forecast.predicted, forecast.measured, "o", color=_BLUE)
+    for x, y, (a, b) in zip(forecast.predicted, forecast.measured, pairs, strict=True):
+        axis.annotate(f"{a} + {b}", (x, y), fontsize=7, xytext=(4, 3), textcoords="offset points", color="#57606a")
+    axis.set(xlabel=f"predicted from factors: {forecast.by}", ylabel="measured interaction", ylim=(0, None))
+    axis.set_title(f"Spearman {forecast.correlation}")
+    axis.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def gap_rows(measured: Sequence[Measured]) -> list[list[str]]:
+    """A line of a table for each; see `GAP_HEADINGS`."""
+
+    def chance(p: float | None) -> str:
+        return "" if p is None else f"{p:.2g}"
+
+    return [
+        [f"{m.law}: {', '.join(m.of)}", str(m.gap), str(m.null) if m.null else "none", chance(m.p), chance(m.p_runs)]
+        for m in measured
+    ]
+
+
+GAP_HEADINGS = ("law", "gap [95 %]", "between twins [95 %]", "p over scenes", "p over runs")

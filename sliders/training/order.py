@@ -1,0 +1,64 @@
+"""Fit a slider on a base that carries another one already."""
+
+import json
+import warnings
+from contextlib import ExitStack
+from pathlib import Path
+
+from sliders import formats
+from sliders.algebra.slider import Slider
+from sliders.attach import attach
+from sliders.errors import SliderError
+
+
+def config_of(slider: Path) -> Path:
+    """The configuration of the run that a slider's file came from, which stands beside it.
+
+    Raises:
+        SliderError: it is not there.
+    """
+    file = slider.parent / "config.yaml"
+    if not file.is_file():
+        raise SliderError(
+            f"{slider} has no {file.name} beside it, so that it cannot be trained again; give one of a run"
+        )
+    return file
+
+
+def fit_again(
+    config: Path, runs: Path, name: str, seed: int, first: Slider | None = None, steps: int | None = None
+) -> Slider:
+    """Train by a run's configuration once more, with another seed or with another slider in place at dial 1.
+
+    With ``first`` in place, teacher and student both are the base with it.  A fit that is there already is read.
+
+    Args:
+        config: of the run.
+        runs: folder of the new run, which is ``runs/name``.
+        name: of the new slider.
+        seed: of the training.
+        first: what is in place.
+        steps: of the training; the configuration's unless given.
+    """
+    from sliders.training.cli import SliderCLI
+
+    folder = runs / name
+    for saved in (folder / f"{name}.safetensors", folder / name):
+        if saved.exists():
+            return formats.load(saved)
+    arguments = ["--config", config, "--runs", runs, "--name", name, "--seed_everything", seed, "--data.seed", seed]
+    arguments += ["--trainer.callbacks", "null", "--trainer.logger", "false", "--ckpt_path", "null"]
+    arguments += [] if steps is None else ["--trainer.max_steps", steps]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*intended to run from within Python.*")
+        cli = SliderCLI(args=[str(argument) for argument in arguments])
+    cli.model.backbone.load()
+    with ExitStack() as stack:
+        if first is not None:
+            stack.enter_context(attach(cli.model.backbone, [first], {first.name: 1.0}))
+            cli.model.measured = {"sliders.fitted_on": json.dumps({"name": first.name, "dial": 1.0})}
+        cli.fit()
+    fitted = cli.model.slider()
+    named = Slider(name, fitted.update, fitted.metadata)
+    cli.model.backbone.save_slider(named, folder)
+    return named

@@ -1,0 +1,144 @@
+"""Several sliders in one process and in several, on a tiny model."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import train
+from sliders import cli
+from sliders.backbones.unet import UNetBackbone
+from sliders.formats import diffusers as slider_file
+from sliders.training import many
+from tests.commands import ROOT, Ended, World, run, world
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """A tiny model, and a folder of three configs on it: two concepts, one of them at two ranks."""
+    made = world(tmp_path_factory.mktemp("world"))
+    config, concept = yaml.safe_load(made.config.read_text()), yaml.safe_load(made.concept.read_text())
+    (made.folder / "sad.yaml").write_text(yaml.safe_dump(concept | {"name": "sad", "positives": ["a sad dog"]}))
+    (made.folder / "configs").mkdir()
+    for name, concept_file, rank in (("a", "happy", 2), ("b", "sad", 2), ("c", "happy", 3)):
+        config["data"]["concept"] = str(made.folder / f"{concept_file}.yaml")
+        config["model"]["rank"] = rank
+        (made.folder / "configs" / f"{name}.yaml").write_text(yaml.safe_dump(config))
+    return made
+
+
+def together(here: World, runs: Path, *arguments: object) -> Ended:
+    """Run the command."""
+    return run(cli.main, "train-many", here.folder / "configs", "--runs", runs, *arguments)
+
+
+def sliders_of(runs: Path) -> dict[str, Path]:
+    """The slider files of finished runs, by name and rank."""
+    found = {}
+    for done in runs.glob("*/done.json"):
+        known = json.loads(done.read_text())
+        found[f"{known['name']} {known['metadata']['sliders.rank']}"] = done.parent / f"{known['name']}.safetensors"
+    return found
+
+
+def same(one: Path, other: Path) -> bool:
+    """Whether two slider files have the same factors, bit by bit."""
+    a, b = slider_file.load(one).update, slider_file.load(other).update
+    return set(a) == set(b) and all(torch.equal(a[n].A, b[n].A) and torch.equal(a[n].B, b[n].B) for n in a)
+
+
+@pytest.fixture(scope="module")
+def finished(here: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+    """The folder of three runs in this process, and how often the base was read."""
+    runs, reads = tmp_path_factory.mktemp("runs"), []
+    use = UNetBackbone.use
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(UNetBackbone, "use", lambda self, pipeline: (reads.append(1), use(self, pipeline))[1])
+        assert together(here, runs).code == 0
+    return runs, len(reads)
+
+
+def test_the_base_is_read_once(finished: tuple[Path, int]) -> None:
+    assert finished[1] == 1
+    assert set(sliders_of(finished[0])) == {"happy 2", "sad 2", "happy 3"}
+
+
+def test_each_is_what_it_is_alone(here: World, finished: tuple[Path, int], tmp_path: Path) -> None:
+    """Bit by bit, so that nothing of a run is left in the next one."""
+    for config, name in (("a", "happy 2"), ("b", "sad 2"), ("c", "happy 3")):
+        file = here.folder / "configs" / f"{config}.yaml"
+        assert run(train.main, "--config", file, "--runs", tmp_path, "--name", config).code == 0
+        alone = next((tmp_path / config).glob("*.safetensors"))
+        assert same(alone, sliders_of(finished[0])[name]), name
+
+
+def test_what_is_finished_is_not_trained_again(
+    here: World, finished: tuple[Path, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(many, "_train", lambda *_: pytest.fail("it is trained again"))
+    ended = together(here, finished[0])
+    assert ended.code == 0
+    assert "happy" in ended.out
+
+
+def test_another_config_is_another_run(here: World, finished: tuple[Path, int], tmp_path: Path) -> None:
+    """Also where it is the concept's file that says something else; not where only the place is another."""
+    file = here.folder / "configs" / "a.yaml"
+    key = many.plan(file, tmp_path).key
+    assert (finished[0] / f"happy-{key}").is_dir()
+    assert many.plan(file, tmp_path, ["--model.rank=5"]).key != key
+    assert many.plan(file, tmp_path, ["--name=other"]).key == key
+    concept = yaml.safe_load(here.concept.read_text())
+    (tmp_path / "concept.yaml").write_text(yaml.safe_dump(concept))
+    assert many.plan(file, tmp_path, [f"--data.concept={tmp_path / 'concept.yaml'}"]).key == key
+    (tmp_path / "concept.yaml").write_text(yaml.safe_dump(concept | {"negatives": ["a dog"]}))
+    assert many.plan(file, tmp_path, [f"--data.concept={tmp_path / 'concept.yaml'}"]).key != key
+
+
+def test_a_run_that_fails_does_not_stop_the_others(here: World, tmp_path: Path) -> None:
+    (tmp_path / "wrong.yaml").write_text((here.folder / "configs" / "a.yaml").read_text().replace("xattn", "no_layer"))
+    configs = f"[{tmp_path / 'wrong.yaml'},{here.folder / 'configs' / 'b.yaml'}]"
+    ended = run(cli.main, "train-many", configs, "--runs", tmp_path / "runs")
+    assert ended.code == 1
+    assert "no_layer" in ended.out
+    assert "1 of 2 are not finished (happy)" in ended.err
+    assert set(sliders_of(tmp_path / "runs")) == {"sad 2"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"), [(["/no/such/folder"], "/no/such/folder"), (["configs/avatars", "--workers", 0], "workers")]
+)
+def test_errors(arguments: list[object], word: str) -> None:
+    ended = run(cli.main, "train-many", *arguments)
+    assert ended.code == 1
+    assert word in ended.err
+
+
+@pytest.mark.slow
+def test_a_killed_process_loses_nothing(here: World, finished: tuple[Path, int], tmp_path: Path) -> None:
+    """SIGKILL in the middle of a run; the next call, by two workers, ends where the uninterrupted one ended."""
+    overrides = ["--overrides", '["--trainer.max_steps=12","--checkpoint.every_n_train_steps=1"]']
+    assert together(here, tmp_path / "whole", *overrides).code == 0
+    command = [sys.executable, "-m", "sliders.cli", "train-many", str(here.folder / "configs")]
+    command += ["--runs", str(tmp_path / "killed"), *overrides]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    patience = time.monotonic() + 300
+    while not list((tmp_path / "killed").glob("*/checkpoints/last.ckpt")):
+        assert process.poll() is None, "it ended before it was killed"
+        assert time.monotonic() < patience
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert len(sliders_of(tmp_path / "killed")) < 3
+    pytest.importorskip("submitit")
+    assert together(here, tmp_path / "killed", *overrides, "--workers", 2, "--cluster", "local").code == 0
+    whole, killed = sliders_of(tmp_path / "whole"), sliders_of(tmp_path / "killed")
+    assert set(whole) == set(killed)
+    assert all(same(whole[name], killed[name]) for name in whole)

@@ -1,0 +1,89 @@
+"""What a run on a language model shows while it goes and leaves when it ends."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sliders.backbones.causal_lm import CausalLMBackbone
+from sliders.concept import Concept, Measure
+from sliders.errors import SliderError
+from sliders.evaluation.text import Speaking
+from sliders.formats import peft
+from sliders.losses.erasure import LogProbabilityLoss
+from sliders.training.responses import Responses
+from sliders.training.text_callbacks import TextProbe, TextReport
+from tests import tiny, tiny_lm
+from tests.training import runs
+
+
+@pytest.fixture
+def concept(tmp_path: Path) -> Concept:
+    """One that can be measured."""
+    (tmp_path / "heldout.txt").write_text("how was your day\nthe dog\n")
+    (tmp_path / "neutral.txt").write_text("a dog with a hat\n")
+    measure = Measure("length", tmp_path / "heldout.txt")
+    return Concept("mood", "be", ["be happy"], ["be sad"], ["day"], measure=measure, modality="text")
+
+
+@pytest.fixture
+def speaking(tmp_path: Path) -> Speaking:
+    """A few words."""
+    return Speaking(tokens=6, neutral=tmp_path / "neutral.txt")
+
+
+def module(folder: Path) -> Any:
+    """A short training of a tiny language model, whose slider soon does something."""
+    tiny.save(tiny_lm.language_model("gpt2"), folder / "lm")
+    backbone = CausalLMBackbone(str(folder / "lm"), support=6, prompt_tokens=24)
+    loss, states = LogProbabilityLoss(3.0), Responses(sampled=4, tokens=4)
+    return runs.module(folder, states, backbone=backbone, loss=loss, targets=["full"], lr=0.3)
+
+
+def test_a_run_shows_and_leaves_what_it_has_learnt(
+    concept: Concept, speaking: Speaking, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, curve = module(tmp_path), runs.Curve()
+    callbacks = [TextProbe(2, 2, speaking), curve, TextReport([-1, 0, 1], 2, speaking)]
+    runs.fit(model, tmp_path, 5, concept=concept, callbacks=callbacks)
+    assert len(curve.values["probe_effect"]) == 4, "first known at the second step"
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["dials"] == [-1, 0, 1]
+    assert metrics["divergence"][1] == 0
+    assert min(metrics["divergence"][0], metrics["divergence"][2]) > 1e-3
+    assert (tmp_path / "samples.md").exists()
+    assert (tmp_path / "dose_response.png").exists()
+    written = peft.load(tmp_path / "mood")
+    assert json.loads(written.metadata["sliders.effect"])["mean"].keys() == {"-1", "0", "+1"}
+    shown = capsys.readouterr().out
+    for words in (str(tmp_path / "mood"), "sliders generate", "PeftModel.from_pretrained", "how was your day"):
+        assert words in shown
+
+
+def test_a_report_needs_the_base() -> None:
+    with pytest.raises(SliderError, match=r"TextReport\.dials"):
+        TextReport([-1, 1])
+
+
+@pytest.mark.parametrize("kind", ["probe", "report"])
+@pytest.mark.parametrize("wrong", ["score", "prompts", "measure"])
+def test_what_cannot_be_measured_is_known_before_the_training(
+    kind: str, wrong: str, concept: Concept, speaking: Speaking, tmp_path: Path
+) -> None:
+    """Before the weights are read."""
+    assert concept.measure is not None
+    count = 3 if wrong == "prompts" else 2
+    measure = {"score": replace(concept.measure, attribute="joy"), "prompts": concept.measure, "measure": None}[wrong]
+    callback = TextProbe(1, count, speaking) if kind == "probe" else TextReport([0], count, speaking)
+    model = module(tmp_path)
+    with pytest.raises(SliderError, match={"score": "joy", "prompts": "heldout", "measure": "'measure'"}[wrong]):
+        runs.fit(model, tmp_path, 1, concept=replace(concept, measure=measure), callbacks=[callback])
+    assert model.backbone.lm is None
+
+
+def test_a_missing_neutral_text_is_known_before_the_training(concept: Concept, tmp_path: Path) -> None:
+    report = TextReport([0], 2, Speaking(neutral=tmp_path / "absent.txt"))
+    with pytest.raises(SliderError, match=r"absent\.txt"):
+        runs.fit(module(tmp_path), tmp_path, 1, concept=concept, callbacks=[report])
