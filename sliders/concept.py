@@ -113,8 +113,8 @@ class Concept:
             split := [text for text in (self.target, *self.positives, *self.negatives) if BETWEEN in text]
         ):
             raise SliderError(
-                f"concept {self.name!r}: {split[0][:40]!r}... has a blank line, which stands between an instruction and "
-                "the user's message; leave it out"
+                f"concept {self.name!r}: {split[0][:40]!r}... has a blank line, which stands between an instruction "
+                "and the user's message; leave it out"
             )
         if self.text is not None:
             if self.modality == "text":

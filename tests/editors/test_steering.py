@@ -1,6 +1,5 @@
 """Steering vectors on tiny language models."""
 
-
 import pytest
 import torch
 from torch import Tensor
