@@ -19,6 +19,7 @@ from sliders.algebra.slider import Slider
 from sliders.backbones.base import AbstractBackbone
 from sliders.backbones.causal_lm import CausalLMBackbone
 from sliders.backbones.unet import UNetBackbone
+from sliders.console import hush_libraries
 from sliders.evaluation import laws_study
 from sliders.evaluation.interference import Forecast
 from sliders.evaluation.laws_report import scatter_figure
@@ -91,18 +92,21 @@ def page(title: str, data: dict[str, Any], picture: Path) -> list[str]:
     factors = next((f for f in said if (f["from"], f["by"]) == ("factors", "interference")), None)
     lines = [f"## {title}", ""]
     if factors is None:
-        return [*lines, "Fewer than three sliders were there; a correlation needs more pairs.", ""]
-    plain = {key: value for key, value in factors.items() if key != "from"}
-    forecast = Forecast(**{**plain, "correlation": Estimate(**plain["correlation"])})
-    save_figure(scatter_figure(forecast, [tuple(pair["of"]) for pair in pairs]), picture)
-    Image.open(picture).quantize(64).save(picture)
-    lines += [f"![predicted against measured]({picture.name})", ""]
+        lines += ["Fewer than three sliders were there; a prediction needs more pairs to be compared with.", ""]
+        predictions = [""] * len(pairs)
+    else:
+        plain = {key: value for key, value in factors.items() if key != "from"}
+        forecast = Forecast(**{**plain, "correlation": Estimate(**plain["correlation"])})
+        predictions = [f"{predicted:.3f}" for predicted in forecast.predicted]
+        save_figure(scatter_figure(forecast, [tuple(pair["of"]) for pair in pairs]), picture)
+        Image.open(picture).quantize(64).save(picture)
+        lines += [f"![predicted against measured]({picture.name})", ""]
     lines += ["| pair | predicted | measured | between twins | p of more than twins |", "|---|---|---|---|---|"]
-    for pair, predicted in zip(pairs, forecast.predicted, strict=True):
+    for pair, predicted in zip(pairs, predictions, strict=True):
         gap, null = Estimate(**pair["gap"]), pair["null"]
         twin = [str(Estimate(**null)), f"{pair['p']:.2g}"] if null else ["", ""]
-        lines.append("| " + " | ".join([" + ".join(pair["of"]), f"{predicted:.3f}", str(gap), *twin]) + " |")
-    lines += ["", "| predictor | from | Spearman | p |", "|---|---|---|---|"]
+        lines.append("| " + " | ".join([" + ".join(pair["of"]), predicted, str(gap), *twin]) + " |")
+    lines += ["", "| predictor | from | Spearman | p |", "|---|---|---|---|"] if said else []
     lines += [f"| {f['by']} | {f['from']} | {Estimate(**f['correlation'])} | {f['p']:.2g} |" for f in said]
     if "remedies" in data:
         before, after = data["remedies"]["before"], data["remedies"]["after"]
@@ -132,6 +136,7 @@ def main(
         steps: of sampling the pictures whose states are compared.
         tokens: of the responses whose states are compared.
     """
+    hush_libraries()
     lines = [INTRODUCTION]
     models = (
         ("Avatars", "avatars", AVATARS, UNetBackbone("data/avatars/model")),
