@@ -23,8 +23,8 @@ install: $(VENV)/.installed
 train: install
 	$(BIN)/python train.py --config $(CONFIG)
 
-test: install
-	$(BIN)/python -m pytest -m 'not slow'
+test: install  # a process for each core, a thread for each process
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' -n auto
 
 slow: install
 	$(BIN)/python -m pytest -m slow
