@@ -48,9 +48,11 @@ def sliders_of(runs: Path) -> dict[str, Path]:
     return found
 
 
-def same(one: Path, other: Path) -> bool:
-    """Whether two slider files have the same factors, bit by bit."""
+def same(one: Path, other: Path, within: float = 0) -> bool:
+    """Whether two slider files have the same factors, bit by bit or up to a share of the larger one's size."""
     a, b = slider_file.load(one).update, slider_file.load(other).update
+    if within:
+        return set(a) == set(b) and float((a - b).norm()) <= within * float(a.norm())
     return set(a) == set(b) and all(torch.equal(a[n].A, b[n].A) and torch.equal(a[n].B, b[n].B) for n in a)
 
 
@@ -141,4 +143,6 @@ def test_a_killed_process_loses_nothing(here: World, finished: tuple[Path, int],
     assert together(here, tmp_path / "killed", *overrides, "--workers", 2, "--cluster", "local").code == 0
     whole, killed = sliders_of(tmp_path / "whole"), sliders_of(tmp_path / "killed")
     assert set(whole) == set(killed)
-    assert all(same(whole[name], killed[name]) for name in whole)
+    # workers have other numbers of threads than this process, which round sums differently
+    assert all(same(whole[name], killed[name], within=1e-4) for name in whole)
+    assert not all(same(file, next(iter(whole.values())), within=1e-4) for file in whole.values())
