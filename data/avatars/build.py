@@ -167,8 +167,10 @@ def export(folder: Path = MODEL) -> None:
     module = DiffusionModule(tokenizer)
     checkpoint = torch.load(CACHE / "diffusion" / "last.ckpt", weights_only=True)
     module.load_state_dict(checkpoint["state_dict"])
+    vae = AutoencoderKL.from_pretrained(CACHE / "vae" / "trained")
+    vae.register_to_config(_name_or_path="vae")  # not a folder of this machine
     pipeline = StableDiffusionPipeline(
-        vae=AutoencoderKL.from_pretrained(CACHE / "vae" / "trained"),
+        vae=vae,
         text_encoder=module.text_encoder,
         tokenizer=tokenizer,
         unet=module.unet,
