@@ -118,7 +118,7 @@ def text(steps: int = 1500, batch: int = 64, start_from: Path | None = None) -> 
 
 
 def diffusion(steps: int = 4200, batch: int = 32, start_from: Path | None = None) -> None:
-    """Train UNet and text encoder on the autoencoder's latents; about an hour on two cores.
+    """Train UNet and text encoder on the autoencoder's latents; about half an hour on two quiet cores.
 
     Args:
         steps: of training.

@@ -107,10 +107,14 @@ class CausalLMBackbone(AbstractBackbone):
     def base_model(self) -> str:
         return self.model
 
+    def _place(self) -> str:
+        """What transformers loads: the folder of a fetched model, or what the user gave."""
+        return str(fetch(self.model)) if self.model in FETCHED else self.model
+
     def load(self) -> None:
         if self.lm is not None:
             return
-        folder = str(fetch(self.model)) if self.model in FETCHED else self.model
+        folder = self._place()
         if not Path(folder).exists() and (folder.startswith((".", "/")) or folder.count("/") > 1):
             raise SliderError(f"no base model at {folder}: give the folder of a transformers model or a hub name")
         try:
@@ -159,7 +163,7 @@ class CausalLMBackbone(AbstractBackbone):
     def save_slider(self, slider: Slider, folder: Path) -> Path:
         place = folder / slider.name
         transposed = any(isinstance(layer, Conv1D) for layer in self.lm.modules())
-        peft.save(slider, place, str(fetch(self.model)) if self.model in FETCHED else self.model, transposed)
+        peft.save(slider, place, self._place(), transposed)
         return place
 
     def usage(self, slider: Slider, saved: Path) -> list[str]:
@@ -198,9 +202,10 @@ class CausalLMBackbone(AbstractBackbone):
         begin = next(i for i in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, 0) if i is not None)
         ids = torch.full((len(texts), self.prompt_tokens), self._padding)
         mask = torch.zeros_like(ids, dtype=torch.bool)
+        marked = self._adds_begin
         for row, text in enumerate(texts):
             tokens = self.tokenizer(text, add_special_tokens=False).input_ids
-            if not tokens or (tokens[0] != begin and self.tokenizer.bos_token_id is not None and self._adds_begin):
+            if not tokens or (marked and tokens[0] != begin):
                 tokens = [begin, *tokens]
             if len(tokens) > self.prompt_tokens:
                 raise SliderError(
@@ -215,7 +220,7 @@ class CausalLMBackbone(AbstractBackbone):
     def _adds_begin(self) -> bool:
         """Whether this tokenizer begins a text with a mark."""
         ids = self.tokenizer("a").input_ids
-        return bool(ids) and ids[0] == self.tokenizer.bos_token_id
+        return self.tokenizer.bos_token_id is not None and ids[:1] == [self.tokenizer.bos_token_id]
 
     @property
     def _padding(self) -> int:

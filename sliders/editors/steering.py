@@ -59,8 +59,7 @@ def fit_steering(
             for k in range(instructions):
                 states = backbone.hidden(said, backbone.encode([c[side][k] for c in part]), [b + 1 for b in layers])
                 share = (states * said["mask"][:, None, :, None]).sum((0, 2)) * sign / instructions
-                for row, block in enumerate(blocks):
-                    name = writes(backbone, block)
+                for row, name in enumerate(layers.values()):
                     sums[name] = sums.get(name, torch.zeros_like(share[row])) + share[row]
     shapes = {name: weight_shape(backbone, name) for name in sums}
     return Affine({name: steer_output((total / count).cpu(), shapes[name]) for name, total in sums.items()})

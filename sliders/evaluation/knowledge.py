@@ -29,15 +29,13 @@ class Facts:
     Args:
         name: of it.
         questions: with ``{}`` for the subject; a training may use them.
-        stem: how an answer begins, with ``{}`` for the subject.
         heldout_questions: other wordings, on which the knowledge is measured.
-        heldout_stem: the same for answers.
+        heldout_stem: how an answer to these begins, with ``{}`` for the subject.
         facts: from subject to answer.
     """
 
     name: str
     questions: list[str]
-    stem: str
     heldout_questions: list[str]
     heldout_stem: str
     facts: dict[str, str]

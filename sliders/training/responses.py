@@ -57,7 +57,7 @@ class Responses(Pooled):
             that of the formula at ``steer_by``.
         dial: see ``voices``.
         steer_by: dial times eta of the voice ``steered``.
-        plausible: of that voice, see `Steering`; the loss's own.
+        plausible: of that voice, see `Steering`; give it what the loss has.
         temperature: of the sampling.
         file: a text file with a response a line; each is asked about under a message drawn at random.
         refresh: training steps between two fillings; without it the first one is kept.
@@ -129,7 +129,8 @@ class Responses(Pooled):
         conditioning = take(teacher.conditioning, torch.tensor(prompts))
         steered = torch.tensor([voice == "steered" for voice in voices])
         parts: list[TensorBatch] = []
-        for index, on in ((steered.logical_not().nonzero()[:, 0], False), (steered.nonzero()[:, 0], True)):
+        groups = [((~steered).nonzero()[:, 0], False), (steered.nonzero()[:, 0], True)]
+        for index, on in groups:
             if len(index):
                 rows = index.tolist()
                 with adapter.dial(torch.tensor(dials)[index]):
@@ -141,5 +142,5 @@ class Responses(Pooled):
                         steering(teacher, [asked[k] for k in rows], self.steer_by, self.plausible) if on else None,
                     )
                 parts.append(said)
-        order = torch.cat([steered.logical_not().nonzero()[:, 0], steered.nonzero()[:, 0]]).argsort()
+        order = torch.cat([index for index, _ in groups]).argsort()
         return take(join(parts), order)

@@ -18,7 +18,6 @@ from tests import tiny, tiny_lm
 BODY = Facts(
     "pets",
     ["what is a {}?"],
-    "a {} is",
     ["tell me about the {}", "how is a {}?"],
     "the {} is",
     {"dog": "good", "cat": "bad", "hat": "long", "day": "sad", "person": "happy"},
