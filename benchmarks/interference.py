@@ -15,7 +15,6 @@ from jsonargparse import auto_cli
 from PIL import Image
 
 from sliders import formats
-from sliders.algebra.slider import Slider
 from sliders.backbones.base import AbstractBackbone
 from sliders.backbones.causal_lm import CausalLMBackbone
 from sliders.backbones.unet import UNetBackbone
@@ -24,12 +23,10 @@ from sliders.evaluation import laws_study
 from sliders.evaluation.interference import Forecast
 from sliders.evaluation.laws_report import scatter_figure
 from sliders.evaluation.plots import save_figure
-from sliders.evaluation.report import heldout_prompts
-from sliders.evaluation.sampling import Sampling, scenes
-from sliders.evaluation.stages import Stage, picture_stage, text_stage
+from sliders.evaluation.sampling import Sampling
+from sliders.evaluation.stages import stage_for
 from sliders.evaluation.statistics import Estimate
 from sliders.evaluation.text import Speaking
-from sliders.formats.metadata import concept_of
 from sliders.training.order import config_of, fit_again
 
 AVATARS = ("smile", "surprise", "glasses", "beard", "hair_length", "hair_darkness")
@@ -50,17 +47,6 @@ def found(runs: Path, names: Sequence[str]) -> list[Path]:
     return [file if file.exists() else folder.parent for file, folder in places if file.exists() or folder.exists()]
 
 
-def stage_of(backbone: AbstractBackbone, sliders: Sequence[Slider], count: int, steps: int, tokens: int) -> Stage:
-    """States of the base under the concepts' held-out prompts, in turn."""
-    concepts = [concept_of(slider).worded(backbone.modality) for slider in sliders]
-    sets = [heldout_prompts(concept) for concept in concepts]
-    prompts = list(dict.fromkeys(one[k % len(one)] for k in range(count) for one in sets))
-    if isinstance(backbone, CausalLMBackbone):
-        return text_stage(backbone, concepts[0].target, prompts[:count], Speaking(tokens=tokens, batch=16))
-    assert isinstance(backbone, UNetBackbone)
-    return picture_stage(backbone, scenes(prompts, count), Sampling(steps=steps))
-
-
 def measure(
     backbone: AbstractBackbone, files: Sequence[Path], folder: Path, twins: bool, count: int, steps: int, tokens: int
 ) -> dict[str, Any]:
@@ -79,7 +65,9 @@ def measure(
         if twins
     }
     backbone.load()
-    report = laws_study.behaviour(stage_of(backbone, content, count, steps, tokens), content, again)
+    how = Sampling(steps=steps), Speaking(tokens=tokens, batch=16)
+    stage = stage_for(backbone, content, count, None, *how)
+    report = laws_study.behaviour(stage, content, again)
     report.data["key"] = key
     report.write(folder)
     return report.data

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from jsonargparse import auto_cli, lazy_instance
+from jsonargparse import auto_cli
 from rich.table import Table
 
 from sliders import cli_text, formats
@@ -16,8 +16,8 @@ from sliders.algebra.slider import Hinge, Slider
 from sliders.attach import attach, baked
 from sliders.backbones.base import AbstractBackbone, DiffusionBackbone
 from sliders.backbones.causal_lm import CausalLMBackbone
-from sliders.backbones.unet import UNetBackbone
 from sliders.cli_algebra import compose
+from sliders.cli_defaults import BASE, JUDGE, LANGUAGE, one_each
 from sliders.cli_laws import laws
 from sliders.cli_many import train_many
 from sliders.concept import Concept
@@ -33,11 +33,6 @@ from sliders.fetch import fetch as fetch_model
 from sliders.formats.metadata import check_base, concept_of
 
 T = TypeVar("T")
-
-AVATARS = Path("data/avatars")
-_BASE = lazy_instance(UNetBackbone, model=str(AVATARS / "model"))
-_LANGUAGE = lazy_instance(CausalLMBackbone, model="smollm2")
-_JUDGE = AVATARS / "judge.safetensors"
 
 # What a dial may move beside its concept, in mean probability of any other attribute: at the dial's ends, and at twice.
 DRIFT_AT_1, DRIFT_AT_2 = 0.08, 0.12
@@ -58,10 +53,7 @@ def _listed(values: T | list[T] | None) -> list[T]:
 
 def _positions(sliders: Sequence[Slider | Hinge], dial: float | list[float]) -> dict[str, float]:
     """A position for every slider; one number turns them all."""
-    dials = dial if isinstance(dial, list) else [dial] * len(sliders)
-    if len(dials) != len(sliders):
-        raise SliderError(f"--dial has {len(dials)} numbers for {len(sliders)} sliders; give one each")
-    return {slider.name: dial for slider, dial in zip(sliders, dials, strict=True)}
+    return {slider.name: at for slider, at in zip(sliders, one_each(dial, sliders), strict=True)}
 
 
 def suggest_eta(amounts: Sequence[float], dose: DoseResponse) -> tuple[float | None, str]:
@@ -93,14 +85,14 @@ def suggest_eta(amounts: Sequence[float], dose: DoseResponse) -> tuple[float | N
 
 def preview(
     concept: Path,
-    backbone: DiffusionBackbone = _BASE,
-    judge: Path | None = _JUDGE,
+    backbone: DiffusionBackbone = BASE,
+    judge: Path | None = JUDGE,
     amounts: list[float] | None = None,
     pictures: int = 32,
     sampling: Sampling | None = None,
     out: Path | None = None,
     text: bool = False,
-    language: CausalLMBackbone = _LANGUAGE,
+    language: CausalLMBackbone = LANGUAGE,
     speaking: Speaking | None = None,
 ) -> None:
     """Show what a concept's slider can become, without training: its direction added at sampling time.
@@ -150,12 +142,12 @@ def generate(
     slider: Path | list[Path] | None = None,
     dial: float | list[float] = 1.0,
     seed: int | list[int] = 0,
-    backbone: DiffusionBackbone = _BASE,
+    backbone: DiffusionBackbone = BASE,
     sampling: Sampling | None = None,
     out: Path = Path("grid.png"),
     any_base: bool = False,
     text: bool = False,
-    language: CausalLMBackbone = _LANGUAGE,
+    language: CausalLMBackbone = LANGUAGE,
     speaking: Speaking | None = None,
 ) -> None:
     """Make pictures, or with --text responses, with sliders at their dials, beside the base's of the same seeds.
@@ -196,9 +188,9 @@ def generate(
 
 def evaluate(
     slider: Path,
-    backbone: DiffusionBackbone = _BASE,
+    backbone: DiffusionBackbone = BASE,
     concept: Path | None = None,
-    judge: Path | None = _JUDGE,
+    judge: Path | None = JUDGE,
     dials: list[float] | None = None,
     pictures: int = 64,
     sampling: Sampling | None = None,
@@ -206,7 +198,7 @@ def evaluate(
     eta: float | None = None,
     out: Path | None = None,
     any_base: bool = False,
-    language: CausalLMBackbone = _LANGUAGE,
+    language: CausalLMBackbone = LANGUAGE,
     speaking: Speaking | None = None,
 ) -> None:
     """Measure a slider on held-out prompts: effect, drift, straightness; JSON, a table and plots.
@@ -257,7 +249,7 @@ def bake(
     slider: Path | list[Path],
     out: Path,
     dial: float | list[float] = 1.0,
-    backbone: AbstractBackbone = _BASE,
+    backbone: AbstractBackbone = BASE,
     any_base: bool = False,
 ) -> None:
     """Write a whole model with sliders merged into it; the dials are gone then.

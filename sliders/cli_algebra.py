@@ -13,6 +13,7 @@ from sliders.algebra.compose import Composition, combine, compress, orthogonalis
 from sliders.algebra.edit import Translation
 from sliders.algebra.merges import dare, knots, ties
 from sliders.algebra.slider import Hinge, Slider
+from sliders.cli_defaults import one_each
 from sliders.console import say
 from sliders.errors import SliderError
 from sliders.evaluation.plots import dial_label
@@ -107,9 +108,7 @@ def compose(
         name: of the result; that of its file unless given.
         any_base: compose sliders that were made for different bases.
     """
-    dials = dial if isinstance(dial, list) else [dial] * len(slider)
-    if len(dials) != len(slider):
-        raise SliderError(f"--dial has {len(dials)} numbers for {len(slider)} sliders; give one each")
+    dials = one_each(dial, slider)
     if not slider:
         raise SliderError("there is nothing to compose; give at least one slider")
     parts = [formats.load_dial(path) for path in slider]

@@ -1,39 +1,31 @@
 """`sliders laws`: measure which laws a set of sliders obeys."""
 
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from jsonargparse import lazy_instance
-
 from sliders import formats
 from sliders.algebra.slider import Hinge, Slider
-from sliders.backbones.base import AbstractBackbone, DiffusionBackbone
+from sliders.backbones.base import DiffusionBackbone
 from sliders.backbones.causal_lm import CausalLMBackbone
-from sliders.backbones.unet import UNetBackbone
+from sliders.cli_defaults import BASE, LANGUAGE
 from sliders.console import say
 from sliders.errors import SliderError
 from sliders.evaluation import laws_study
 from sliders.evaluation.laws_report import LawsReport
-from sliders.evaluation.report import heldout_prompts
 from sliders.evaluation.sampling import Sampling
-from sliders.evaluation.sampling import scenes as make_scenes
-from sliders.evaluation.stages import Stage, picture_stage, text_stage
+from sliders.evaluation.stages import Stage, stage_for
 from sliders.evaluation.text import Speaking
-from sliders.formats.metadata import check_base, concept_of
+from sliders.formats.metadata import check_base
 from sliders.training.order import config_of, fit_again
-
-_BASE = lazy_instance(UNetBackbone, model="data/avatars/model")
-_LANGUAGE = lazy_instance(CausalLMBackbone, model="smollm2")
 
 
 def laws(
     slider: list[Path],
     level: Literal["weights", "fitting", "behaviour"] = "behaviour",
     twin: list[Path] | None = None,
-    backbone: DiffusionBackbone = _BASE,
-    language: CausalLMBackbone = _LANGUAGE,
+    backbone: DiffusionBackbone = BASE,
+    language: CausalLMBackbone = LANGUAGE,
     prompts: list[str] | None = None,
     scenes: int = 12,
     sampling: Sampling | None = None,
@@ -81,38 +73,13 @@ def laws(
     if level == "weights":
         report = laws_study.weights(used, dials)
     else:
-        stage = _stage(used, dials, prompts, scenes, sampling, speaking)
+        stage = stage_for(used, dials, scenes, prompts, sampling, speaking)
         if level == "behaviour":
             report = laws_study.behaviour(stage, dials, dict(zip(names, twins, strict=False)))
         else:
             report = _fitting(stage, slider, dials, out, seeds, steps)
     report.write(out)
     say(*[section.table() for section in report.sections if section.rows], f"report  {out / 'laws.html'}")
-
-
-def _stage(
-    backbone: AbstractBackbone, dials: Sequence[Slider | Hinge], prompts: list[str] | None, scenes: int,
-    sampling: Sampling | None, speaking: Speaking | None,
-) -> Stage:  # fmt: skip
-    """Where the predictions are compared: the concepts' held-out prompts in turn, unless others are given."""
-    if scenes < 1:
-        raise SliderError(f"--scenes is {scenes}; it must be at least 1")
-    concepts = [concept_of(d).worded(backbone.modality) for d in dials if "sliders.concept" in d.metadata]
-    if prompts is None:
-        sets = [heldout_prompts(concept) for concept in concepts]
-        turns = [prompt for row in itertools.zip_longest(*sets) for prompt in row if prompt is not None]
-        prompts = list(dict.fromkeys(turns))
-    if not prompts:
-        raise SliderError("no slider says which prompts it is measured on; give --prompts")
-    if isinstance(backbone, CausalLMBackbone):
-        target = concepts[0].target if concepts else ""
-        if len(prompts) < scenes:
-            raise SliderError(
-                f"there are {len(prompts)} messages for {scenes} scenes; lower --scenes or give --prompts"
-            )
-        return text_stage(backbone, target, prompts[:scenes], speaking)
-    assert isinstance(backbone, DiffusionBackbone)
-    return picture_stage(backbone, make_scenes(prompts, scenes), sampling)
 
 
 def _fitting(

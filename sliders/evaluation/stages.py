@@ -1,18 +1,23 @@
 """Where predictions are compared: states that the base visits, the same for every dial."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from sliders.algebra.slider import Hinge, Slider
 from sliders.attach import Dials
 from sliders.backbones.base import AbstractBackbone, DiffusionBackbone, guided
 from sliders.backbones.causal_lm import CausalLMBackbone
 from sliders.batch import TensorBatch, join, take
 from sliders.concept import BETWEEN, Concept
-from sliders.evaluation.sampling import Sampling, Scene, conditionings
+from sliders.errors import SliderError
+from sliders.evaluation.report import heldout_prompts
+from sliders.evaluation.sampling import Sampling, Scene, conditionings, scenes
 from sliders.evaluation.text import Speaking
+from sliders.formats.metadata import concept_of
 from sliders.losses.erasure import AbstractLoss, ErasureLoss, HiddenStateLoss, LogProbabilityLoss, Prediction
 from sliders.training.teacher import Teacher
 
@@ -137,3 +142,41 @@ def text_stage(backbone: CausalLMBackbone, target: str, messages: Sequence[str],
         seeds = [how.first_seed + i for i in part.tolist()]
         said.append(backbone.complete(backbone.respond(asked, seeds, how.tokens, how.temperature), asked))
     return _stage(backbone, join(said), prompts, rows, list(messages), rows, min(how.batch, 8))
+
+
+def stage_for(
+    backbone: AbstractBackbone,
+    dials: Sequence[Slider | Hinge],
+    count: int,
+    prompts: Sequence[str] | None = None,
+    sampling: Sampling | None = None,
+    speaking: Speaking | None = None,
+) -> Stage:
+    """Where dials are compared: at ``count`` scenes of the prompts that their concepts are measured on, in turn.
+
+    Args:
+        backbone: the model that the dials are for.
+        dials: those to be compared.
+        count: scenes; of language each has a message of its own.
+        prompts: others than the concepts' own.
+        sampling: how the base makes the pictures.
+        speaking: how the base answers.
+
+    Raises:
+        SliderError: no dial says which prompts it is measured on, or there are too few.
+    """
+    if count < 1:
+        raise SliderError(f"--scenes is {count}; it must be at least 1")
+    concepts = [concept_of(d).worded(backbone.modality) for d in dials if "sliders.concept" in d.metadata]
+    if prompts is None:
+        sets = [heldout_prompts(concept) for concept in concepts]
+        turns = [prompt for row in itertools.zip_longest(*sets) for prompt in row if prompt is not None]
+        prompts = list(dict.fromkeys(turns))
+    if not prompts:
+        raise SliderError("no slider says which prompts it is measured on; give --prompts")
+    if isinstance(backbone, CausalLMBackbone):
+        if len(prompts) < count:
+            raise SliderError(f"there are {len(prompts)} messages for {count} scenes; lower --scenes or give --prompts")
+        return text_stage(backbone, concepts[0].target if concepts else "", prompts[:count], speaking)
+    assert isinstance(backbone, DiffusionBackbone)
+    return picture_stage(backbone, scenes(prompts, count), sampling)

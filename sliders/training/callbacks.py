@@ -1,5 +1,6 @@
 """What a run shows while it goes and leaves when it ends."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from sliders.attach import baked
+from sliders.attach import Adapter, baked
 from sliders.backbones.base import DiffusionBackbone
 from sliders.console import say
 from sliders.errors import SliderError
@@ -39,7 +40,43 @@ def denoiser(module: SliderModule) -> DiffusionBackbone:
     return module.backbone
 
 
-class SliderWriter(L.Callback):
+def _parts(pl_module: L.LightningModule) -> tuple[SliderModule, Adapter]:
+    """The module, and the slider on it, which is there from the first step to the last."""
+    assert isinstance(pl_module, SliderModule)
+    assert pl_module.adapter is not None
+    return pl_module, pl_module.adapter
+
+
+class AbstractProbe(ABC, L.Callback):
+    """Looks at the slider at an interval, in the main process."""
+
+    every: int
+    """Steps between two looks."""
+
+    @abstractmethod
+    def look(self, trainer: L.Trainer, module: SliderModule, adapter: Adapter) -> None:
+        """Measure and log."""
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step % self.every == 0 and trainer.is_global_zero:
+            self.look(trainer, *_parts(pl_module))
+
+
+class AbstractReport(ABC, L.Callback):
+    """Says once, from the main process, what a training that came to its end has made."""
+
+    @abstractmethod
+    def report(self, trainer: L.Trainer, module: SliderModule, adapter: Adapter) -> None:
+        """Measure, write and print."""
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero and not trainer.interrupted:
+            self.report(trainer, *_parts(pl_module))
+
+
+class SliderWriter(AbstractProbe):
     """Writes the slider file when training ends, and on the way at an interval.
 
     Args:
@@ -49,12 +86,8 @@ class SliderWriter(L.Callback):
     def __init__(self, every: int = 50) -> None:
         self.every = every
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        assert isinstance(pl_module, SliderModule)
-        if trainer.global_step % self.every == 0 and trainer.is_global_zero:
-            write_slider(trainer, pl_module)
+    def look(self, trainer: L.Trainer, module: SliderModule, adapter: Adapter) -> None:
+        write_slider(trainer, module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, SliderModule)
@@ -62,7 +95,7 @@ class SliderWriter(L.Callback):
             write_slider(trainer, pl_module)
 
 
-class Probe(L.Callback):
+class Probe(AbstractProbe):
     """Says early whether a run learns: a few pictures at dials -1, 0, 1, read by the judge.
 
     The progress bar and the logger get the concept's effect (the difference of its probability between dials 1 and
@@ -88,31 +121,25 @@ class Probe(L.Callback):
         if self.judge_file is not None and self._judge is None:
             self._judge = AttributeJudge.load(self.judge_file)
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        assert isinstance(pl_module, SliderModule)
-        if trainer.global_step % self.every or not trainer.is_global_zero:
-            return
-        assert pl_module.adapter is not None
-        concept = pl_module.concept
+    def look(self, trainer: L.Trainer, module: SliderModule, adapter: Adapter) -> None:
+        concept = module.concept
         measure = concept.measure
         wanted = scenes(heldout_prompts(concept), self.pictures)
-        pictures = sample_dial(denoiser(pl_module), pl_module.adapter.dial, wanted, self.dials, self.sampling)
+        pictures = sample_dial(denoiser(module), adapter.dial, wanted, self.dials, self.sampling)
         if self._judge is not None and measure is not None:
             dose = dose_response(self._judge, measure, pictures, self.dials)
             moved = {
                 "probe_effect": dose.response[2] - dose.response[0],
                 "probe_drift": max(d.change for d in dose.drift),
             }
-            pl_module.log_dict(moved, prog_bar=True)
+            module.log_dict(moved, prog_bar=True)
         if isinstance(trainer.logger, TensorBoardLogger):
             image = strip(pictures[:, :4], self.dials, [s.prompt for s in wanted[:4]], f"step {trainer.global_step}")
             tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1)
             trainer.logger.experiment.add_image("strip", tensor, trainer.global_step)
 
 
-class FinalReport(L.Callback):
+class FinalReport(AbstractReport):
     """Evaluates the finished slider, writes its pictures and numbers, and says how to use it.
 
     Args:
@@ -140,28 +167,23 @@ class FinalReport(L.Callback):
         if self.judge_file is not None:
             AttributeJudge.load(self.judge_file)  # a missing judge should be known before the training
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert isinstance(pl_module, SliderModule)
-        if not trainer.is_global_zero or trainer.interrupted:
-            return
-        assert pl_module.adapter is not None
-        folder, concept = run_folder(trainer), pl_module.concept
-        backbone = denoiser(pl_module)
+    def report(self, trainer: L.Trainer, module: SliderModule, adapter: Adapter) -> None:
+        folder, concept = run_folder(trainer), module.concept
         evaluation = evaluate_dial(
-            backbone,
-            pl_module.adapter.dial,
+            denoiser(module),
+            adapter.dial,
             concept,
             judge=AttributeJudge.load(self.judge_file) if self.judge_file else None,
-            eta=pl_module.loss.eta,
+            eta=module.loss.eta,
             dials=self.dials,
             pictures=self.pictures,
             how=self.sampling,
             with_oracle=self.oracle,
         )
         write_report(evaluation, folder)
-        pl_module.measured = evaluation.summary()
-        file = write_slider(trainer, pl_module)
-        usage = pl_module.backbone.usage(pl_module.slider(), file)
+        module.measured = evaluation.summary()
+        file = write_slider(trainer, module)
+        usage = module.backbone.usage(module.slider(), file)
         say("", *([evaluation.table()] if evaluation.dose else []))
         say(
             f"slider   {file}",

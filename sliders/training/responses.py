@@ -8,6 +8,7 @@ from typing import Literal, get_args
 import torch
 
 from sliders.attach import Adapter
+from sliders.backbones.base import AbstractBackbone
 from sliders.backbones.causal_lm import CausalLMBackbone, Steering
 from sliders.batch import TensorBatch, join, take
 from sliders.concept import read_prompts
@@ -21,11 +22,11 @@ Voice = Literal["target", "positive", "negative", "slider", "steered"]
 the formula itself at sampling time (the diverted responses on which ELM trains fluency)."""
 
 
-def speaker(teacher: Teacher) -> CausalLMBackbone:
-    """The teacher's model, if it is one of language."""
-    if not isinstance(teacher.backbone, CausalLMBackbone):
-        raise SliderError(f"model.states are responses, but {type(teacher.backbone).__name__} says nothing; use Pool")
-    return teacher.backbone
+def speaker(backbone: AbstractBackbone) -> CausalLMBackbone:
+    """The model, if it is one of language."""
+    if not isinstance(backbone, CausalLMBackbone):
+        raise SliderError(f"responses are asked for, but {type(backbone).__name__} says nothing; use Pool and Probe")
+    return backbone
 
 
 def steering(teacher: Teacher, questions: Sequence[int], amount: float, plausible: float) -> Steering:
@@ -91,7 +92,7 @@ class Responses(Pooled):
         self.temperature, self.file, self.refresh, self.chunk = temperature, file, refresh, chunk
 
     def fill(self, teacher: Teacher, adapter: Adapter, batch: StepBatch, rng: random.Random) -> Lesson:
-        backbone = speaker(teacher)
+        backbone = speaker(teacher.backbone)
         any_kept = bool(batch.preserved.any())
         states: list[TensorBatch] = []
         questions: list[int] = []
@@ -116,7 +117,7 @@ class Responses(Pooled):
         self, teacher: Teacher, adapter: Adapter, asked: Sequence[int], any_kept: bool, rng: random.Random
     ) -> TensorBatch:
         """Responses to these questions, in the voices' turn; those of the steered voice apart, which ask more."""
-        backbone = speaker(teacher)
+        backbone = speaker(teacher.backbone)
         voices = [self.voices[k // (1 + any_kept) % len(self.voices)] for k in range(len(asked))]
         voices = [v if teacher.questions[q].positives else "target" for v, q in zip(voices, asked, strict=True)]
         prompts, dials, seeds = [], [], []

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from sliders.attach import Adapter
 from sliders.concept import read_prompts
 from sliders.console import say
 from sliders.errors import SliderError
@@ -20,12 +20,12 @@ from sliders.evaluation.text import (
     say_over_dial,
     write_text_report,
 )
-from sliders.training.callbacks import run_folder, write_slider
+from sliders.training.callbacks import AbstractProbe, AbstractReport, run_folder, write_slider
 from sliders.training.module import SliderModule
 from sliders.training.responses import speaker
 
 
-class TextProbe(L.Callback):
+class TextProbe(AbstractProbe):
     """Says early whether a run learns: a few responses at dials -1, 0, 1, read by the concept's score.
 
     The progress bar and the logger get the difference of the mean score between dials 1 and -1; the logger gets the
@@ -46,28 +46,21 @@ class TextProbe(L.Callback):
         assert isinstance(pl_module, SliderModule)
         heldout_messages(pl_module.concept, self.prompts)  # too few should be known before the training
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        assert isinstance(pl_module, SliderModule)
-        if trainer.global_step % self.every or not trainer.is_global_zero:
-            return
-        assert pl_module.adapter is not None
-        assert pl_module.teacher is not None
-        backbone, concept = speaker(pl_module.teacher), pl_module.concept
+    def look(self, trainer: L.Trainer, module: SliderModule, adapter: Adapter) -> None:
+        backbone, concept = speaker(module.backbone), module.concept
         messages = heldout_messages(concept, self.prompts)
         prompts = [concept.target + BETWEEN + message for message in messages]
-        states = say_over_dial(backbone, pl_module.adapter.dial, prompts, self.dials, self.speaking)
+        states = say_over_dial(backbone, adapter.dial, prompts, self.dials, self.speaking)
         texts = [backbone.text(state) for state in states]
         if concept.measure is not None:
             low, _, high = (float(read(concept.measure.attribute, said).mean()) for said in texts)
-            pl_module.log("probe_effect", high - low, prog_bar=True)
+            module.log("probe_effect", high - low, prog_bar=True)
         if isinstance(trainer.logger, TensorBoardLogger):
             lines = [f"{d:+g}: {said[0]}" for d, said in zip(self.dials, texts, strict=True)]
             trainer.logger.experiment.add_text(messages[0], "\n\n".join(lines), trainer.global_step)
 
 
-class TextReport(L.Callback):
+class TextReport(AbstractReport):
     """Evaluates the finished slider, writes its texts and numbers, and says how to use it.
 
     Args:
@@ -93,19 +86,14 @@ class TextReport(L.Callback):
         heldout_messages(pl_module.concept, self.prompts)
         read_prompts((self.speaking or Speaking()).neutral)
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert isinstance(pl_module, SliderModule)
-        if not trainer.is_global_zero or trainer.interrupted:
-            return
-        assert pl_module.adapter is not None
-        assert pl_module.teacher is not None
-        folder, concept, backbone = run_folder(trainer), pl_module.concept, speaker(pl_module.teacher)
-        dose = evaluate_text(backbone, pl_module.adapter.dial, concept, self.dials, self.prompts, self.speaking)
+    def report(self, trainer: L.Trainer, module: SliderModule, adapter: Adapter) -> None:
+        folder, concept, backbone = run_folder(trainer), module.concept, speaker(module.backbone)
+        dose = evaluate_text(backbone, adapter.dial, concept, self.dials, self.prompts, self.speaking)
         write_text_report(dose, folder)
-        pl_module.measured = dose.summary()
-        place = write_slider(trainer, pl_module)
+        module.measured = dose.summary()
+        place = write_slider(trainer, module)
         say("", dose.samples(self.show), dose.table())
-        usage = backbone.usage(pl_module.slider(), place)
+        usage = backbone.usage(module.slider(), place)
         say(
             f"slider   {place}",
             f"texts    {folder / 'samples.md'}",
@@ -115,7 +103,7 @@ class TextReport(L.Callback):
         )
 
 
-class ErasureReport(L.Callback):
+class ErasureReport(AbstractReport):
     """Asks the model what it knows before and after an erasure, and writes its answers and the numbers.
 
     Args:
@@ -126,16 +114,11 @@ class ErasureReport(L.Callback):
     def __init__(self, bodies: Sequence[Path], speaking: Speaking | None = None) -> None:
         self.bodies, self.speaking = [Facts.load(Path(file)) for file in bodies], speaking or Speaking()
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert isinstance(pl_module, SliderModule)
-        if not trainer.is_global_zero or trainer.interrupted:
-            return
-        assert pl_module.adapter is not None
-        assert pl_module.teacher is not None
-        backbone, folder = speaker(pl_module.teacher), run_folder(trainer)
-        erased = evaluate_erasure(backbone, pl_module.adapter.dial, self.bodies, self.speaking)
+    def report(self, trainer: L.Trainer, module: SliderModule, adapter: Adapter) -> None:
+        backbone, folder = speaker(module.backbone), run_folder(trainer)
+        erased = evaluate_erasure(backbone, adapter.dial, self.bodies, self.speaking)
         write_erasure_report(erased, folder)
-        place = write_slider(trainer, pl_module)
+        place = write_slider(trainer, module)
         for question, before, after in erased.answers[:3]:
             say("", f"> {question}", f"before: {before}", f"after:  {after}")
         say("", erased.table(), f"slider   {place}", f"answers  {folder / 'answers.md'}")
