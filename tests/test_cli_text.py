@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+from gguf import GGUFReader
 
 from sliders import cli, formats
 from sliders.algebra.slider import Slider
@@ -236,3 +237,18 @@ class TestErrors:
 
     def test_fetch_of_an_unknown_name(self) -> None:
         self.check(run(cli.main, "fetch", "large"), "'large'", "smollm2")
+
+
+def test_export_writes_what_llama_cpp_loads(here: Path, mood: Path, stranger: Path, tmp_path: Path) -> None:
+    flags = ["--language.model", here / "lm"]
+    ended = run(cli.main, "export", mood, tmp_path / "mood.gguf", *flags)
+    assert ended.code == 0, ended.err
+    assert f"--lora-scaled {tmp_path / 'mood.gguf'}" in ended.out
+    names = [tensor.name for tensor in GGUFReader(tmp_path / "mood.gguf").tensors]
+    assert "blk.0.attn_q.weight.lora_a" in names
+    refused = run(cli.main, "export", stranger, tmp_path / "stranger.gguf", *flags)
+    assert refused.code == 1
+    assert "elsewhere/model" in refused.err
+    wrong = run(cli.main, "export", mood, tmp_path / "mood.bin", *flags)
+    assert "ends with .gguf" in wrong.err
+    assert [file.name for file in tmp_path.iterdir()] == ["mood.gguf"]
