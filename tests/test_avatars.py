@@ -18,32 +18,13 @@ from sliders.evaluation.dose import DoseResponse, dose_response
 from sliders.evaluation.judge import AttributeJudge
 from sliders.evaluation.sampling import Sampling, Scene, sample, sample_dial, scenes
 from sliders.formats import diffusers as slider_file
+from tests import clients
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 MODEL, JUDGE = ROOT / "data/avatars/model", ROOT / "data/avatars/judge.safetensors"
 CONCEPT = ROOT / "data/avatars/concepts/smile.yaml"
-
-CLIENT = """
-import json, sys
-import torch
-from diffusers import StableDiffusionPipeline
-model, file, out = sys.argv[1:]
-pipe = StableDiffusionPipeline.from_pretrained(model, dtype=torch.float32)
-pipe.set_progress_bar_config(disable=True)
-def pictures():
-    seeds = [torch.Generator().manual_seed(s) for s in (1, 2)]
-    return pipe(["a person", "a person, with long hair"], generator=seeds, guidance_scale=4.0,
-                num_inference_steps=8, output_type="pt").images
-made = {"base": pictures()}
-pipe.load_lora_weights(file, adapter_name="smile")
-for dial in (-1.0, 1.5):
-    pipe.set_adapters(["smile"], [dial])
-    made[str(dial)] = pictures()
-assert not any(name.split(".")[0] == "sliders" for name in sys.modules)
-torch.save(made, out)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -141,11 +122,9 @@ def test_a_random_slider_of_the_same_norm_does_nothing(
 def test_plain_diffusers_shows_the_same_pictures(smile: Path, backbone: UNetBackbone, tmp_path: Path) -> None:
     """A process that never imports this package loads the file and turns the dial."""
     file = smile / "smile.safetensors"
-    out = tmp_path / "pictures.pt"
-    subprocess.run([sys.executable, "-c", CLIENT, str(MODEL), str(file), str(out)], cwd=tmp_path, check=True)
-    theirs = torch.load(out, weights_only=True)
-    wanted = [Scene("a person", 1), Scene("a person, with long hair", 2)]
-    how = Sampling(steps=8, guidance=4.0)
+    theirs = clients.pictures(MODEL, file, [-1.0, 1.5], tmp_path)
+    wanted = [Scene(prompt, seed) for prompt, seed in zip(clients.PROMPTS, clients.SEEDS, strict=True)]
+    how = Sampling(steps=clients.STEPS, guidance=clients.GUIDANCE)
     base = sample(backbone, wanted, how)
     assert ((base + 1) / 2 - theirs["base"]).abs().max() <= 1e-4
     with attach(backbone, [slider_file.load(file)]) as dials:

@@ -13,6 +13,7 @@ from sliders.backbones.causal_lm import CausalLMBackbone
 from sliders.evaluation.knowledge import Facts, ask
 from sliders.fetch import fetch
 from sliders.formats import peft
+from tests import clients
 
 pytestmark = pytest.mark.slow
 
@@ -21,26 +22,6 @@ REPORT = (
     "[{class_path: sliders.training.text_callbacks.TextReport, "
     "init_args: {dials: [-2, -1, 0, 1, 2], prompts: 50, speaking: {tokens: 28}}}]"
 )
-
-CLIENT = """
-import sys
-import torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
-base, folder, out = sys.argv[1:]
-model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-tokens = AutoTokenizer.from_pretrained(base)("The day was long, and I felt", return_tensors="pt")
-with torch.no_grad():
-    made = {"base": model(**tokens).logits}
-    model = PeftModel.from_pretrained(model, folder)
-    for dial in (-1.0, 1.5):
-        for layer in model.modules():
-            if hasattr(layer, "set_scale"):
-                layer.set_scale("default", dial)
-        made[str(dial)] = model(**tokens).logits
-assert not any(name.split(".")[0] == "sliders" for name in sys.modules)
-torch.save(made, out)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -78,11 +59,8 @@ def test_what_it_says_follows_the_dial_and_neutral_text_does_not(run: Path) -> N
 
 def test_plain_peft_gives_the_same_logits(run: Path, backbone: CausalLMBackbone, tmp_path: Path) -> None:
     """And dial 0, and the model afterwards, are the base bit for bit."""
-    arguments = [str(fetch("smollm2")), str(run / "sentiment"), str(tmp_path / "logits.pt")]
-    done = subprocess.run([sys.executable, "-c", CLIENT, *arguments], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
-    theirs = torch.load(tmp_path / "logits.pt", weights_only=True)
-    tokens = backbone.tokenizer("The day was long, and I felt", return_tensors="pt")
+    theirs = clients.logits(fetch("smollm2"), run / "sentiment", [-1.0, 1.5], tmp_path)
+    tokens = backbone.tokenizer(clients.TEXT, return_tensors="pt")
     with torch.no_grad():
         base = backbone.lm(**tokens).logits
         torch.testing.assert_close(theirs["base"], base, atol=1e-4, rtol=0)
