@@ -108,8 +108,8 @@ def text_dose_figure(doses: Mapping[str, "TextDose"]) -> Figure:
     axes[0].set(title=f"what it says: {first.score or 'log-odds'}", xlabel="dial", ylabel="mean of held-out prompts")
     axes[1].set(title="perplexity of neutral text", xlabel="dial")
     axes[2].set(title="repetition", xlabel="dial", ylabel="trigrams said before")
-    axes[1].set_ylim(bottom=0)
-    axes[2].set_ylim(bottom=0)
+    axes[1].set_ylim(0, 1.1 * axes[1].get_ylim()[1])
+    axes[2].set_ylim(0, max(0.1, axes[2].get_ylim()[1]))
     for axis in axes:
         axis.axvline(0, color="#d0d7de", linewidth=1, zorder=0)
         axis.spines[["top", "right"]].set_visible(False)
