@@ -51,7 +51,7 @@ def language() -> CausalLMBackbone:
 
 @pytest.fixture(scope="module")
 def spoken() -> dict[str, Slider]:
-    return {name: formats.load(TEXT / "sliders" / name) for name in ("sentiment", "pirate")}
+    return {name: formats.load(TEXT / "sliders" / name) for name in ("sentiment", "formality")}
 
 
 def test_all_sliders_at_once_are_their_sum(model: UNetBackbone, trained: dict[str, Slider], tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_language_sliders_compose_into_one_folder_that_peft_loads(
     language: CausalLMBackbone, spoken: dict[str, Slider], tmp_path: Path
 ) -> None:
     """The logits of both at once, of the composed folder, and of plain PEFT with it are the same."""
-    positions = {"sentiment": -1.0, "pirate": 0.7}
+    positions = {"sentiment": -1.0, "formality": 0.7}
     total = combine([(slider, positions[name]) for name, slider in spoken.items()])
     formats.save_like(Slider("both", total), tmp_path / "both", [TEXT / "sliders" / "sentiment"])
     base = logits(language)
@@ -154,7 +154,7 @@ def logits(language: CausalLMBackbone) -> torch.Tensor:
 
 
 def test_a_hinge_of_language_sliders_is_each_on_its_side(language: CausalLMBackbone, spoken: dict[str, Slider]) -> None:
-    left, right = spoken["sentiment"], spoken["pirate"]
+    left, right = spoken["sentiment"], spoken["formality"]
     said: dict[str, dict[float, torch.Tensor]] = {}
     for dial in (Hinge("both", left, right), left, right):
         with attach(language, [dial]) as dials:
@@ -163,5 +163,5 @@ def test_a_hinge_of_language_sliders_is_each_on_its_side(language: CausalLMBackb
                 dials.set({dial.name: position})
                 said[dial.name][position] = logits(language)
     torch.testing.assert_close(said["both"][-1.0], said["sentiment"][-1.0], atol=1e-5, rtol=0)
-    torch.testing.assert_close(said["both"][1.0], said["pirate"][1.0], atol=1e-5, rtol=0)
-    assert (said["pirate"][1.0] - said["sentiment"][1.0]).abs().max() > 0.1
+    torch.testing.assert_close(said["both"][1.0], said["formality"][1.0], atol=1e-5, rtol=0)
+    assert (said["formality"][1.0] - said["sentiment"][1.0]).abs().max() > 0.1
