@@ -94,7 +94,7 @@ def _editable(model: nn.Module, name: str, owner: str, shape: tuple[int, ...] | 
 class Dials:
     """The dials of attached sliders: numbers in one matrix that every layer reads, a row for each piece of a dial.
 
-    Setting them writes that matrix and nothing else.  A value may be a number, or a tensor ``[n]`` with one number
+    Setting them writes that matrix, and which of its rows are not 0, and nothing else.  A value may be a number, or a tensor ``[n]`` with one number
     for each row of the batches that follow (a strip over the dial is then one batch).
     """
 
@@ -107,7 +107,7 @@ class Dials:
         self._positions = dict(positions)
         shares = [positions[name].clamp(p.low, p.high) for name, pieces in self._pieces.items() for p in pieces]
         self.values = torch.stack(torch.broadcast_tensors(*shares)) if shares else torch.zeros(0, 1)
-        self.active = bool(self.values.any())
+        self.moved = frozenset(self.values.any(1).nonzero()[:, 0].tolist())
 
     def set(self, values: Mapping[str, float | Tensor]) -> None:
         """Turn the named dials; the others stay.
@@ -159,13 +159,17 @@ class _StackedUpdate:
         down = torch.cat([update.A[:, :width].to(weight) for _, update in parts])
         self.constant = _bias_column([update for _, update in parts], width, weight)
         self.up = torch.cat([update.B.to(weight) for _, update in parts], 1)
-        self.owner = torch.tensor([k for k, update in parts for _ in range(update.rank)], device=weight.device)
+        self.owners = [k for k, update in parts for _ in range(update.rank)]
+        self.owner = torch.tensor(self.owners, device=weight.device)
         self.down = down if weight.dim() == 2 else down.view(-1, *weight.shape[1:])
+        if weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last):
+            self.down = self.down.contiguous(memory_format=torch.channels_last)  # so that folding copies nothing
         self._folded: tuple[Tensor, Tensor, int, Tensor | None] | None = None  # the weight and what it was made of
         self._memory: Tensor | None = None  # for the next one, while no gradient can need the present one
 
+    @torch.compiler.disable  # a compiled graph would be made anew for every layer and every dial
     def __call__(self, input: Tensor) -> Tensor:
-        if not self.dials.active:
+        if not self.dials.moved:
             return self.plain(input)
         weight = self.layer.get_parameter("weight")
         if self.fold and self.dials.values.shape[1] == 1 and not (weight.requires_grad and torch.is_grad_enabled()):
@@ -203,9 +207,11 @@ class _StackedUpdate:
             if values is self.dials.values and source.data_ptr() == weight.data_ptr() and version == weight._version:
                 return folded
         with torch.inference_mode(False), torch.no_grad():
-            folded, used = None, scale.nonzero()[:, 0]  # 0 times an infinite factor would not be 0
-            if len(used):
-                up, down, own = self.up[:, used] * scale[used], self.down[used], _as_edited(self.layer, weight)
+            folded, used = None, [k for k, owner in enumerate(self.owners) if owner in self.dials.moved]
+            if used:
+                up, down, own = self.up * scale, self.down, _as_edited(self.layer, weight)
+                if len(used) < len(self.owners):  # 0 times an infinite factor would not be 0
+                    up, down = up[:, used], down[used]
                 last = own.dim() == 4 and own.is_contiguous(memory_format=torch.channels_last)
                 if last:  # keep the layer's memory format
                     down, own = down.permute(0, 2, 3, 1), own.permute(0, 2, 3, 1)
@@ -391,6 +397,10 @@ class Adapter:
     def touches(self, prefixes: Iterable[str]) -> bool:
         """Whether any adapted layer lies under one of these modules."""
         return any(name.split(".")[0] in set(prefixes) for name in self.modules)
+
+    def is_identity(self) -> bool:
+        """Whether every ``B`` is still 0, so that the slider changes nothing at any dial."""
+        return not any(factor.any() for name, factor in self._named_factors() if name.endswith(".B"))
 
     @contextmanager
     def dial(self, positions: Tensor) -> Iterator[None]:

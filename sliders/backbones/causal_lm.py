@@ -77,6 +77,8 @@ class CausalLMBackbone(AbstractBackbone):
         chat: use the tokenizer's chat template; where there is one unless given.
         support: how many tokens of each position are predicted: the likeliest of the base.
         prompt_tokens: room for the longest prompt.
+        compile: compile the log-probabilities' network with `torch.compile`: the first call with each shape takes
+            minutes, the next ones less time.  Needs a C++ compiler.
     """
 
     predicting_modules = ("lm",)
@@ -90,15 +92,19 @@ class CausalLMBackbone(AbstractBackbone):
         chat: bool | None = None,
         support: int = 64,
         prompt_tokens: int = 192,
+        compile: bool = False,
     ) -> None:
         super().__init__()
+        if compile and hidden_layers:
+            raise SliderError("backbone.compile acts on log-probabilities; leave it out where hidden_layers is given")
         if support < 2:
             raise SliderError(f"backbone.support is {support}; it must be at least 2")
         self.model, self.hidden_layers, self.slider_layers = model, hidden_layers, slider_layers
-        self.chat, self.support, self.prompt_tokens = chat, support, prompt_tokens
+        self.chat, self.support, self.prompt_tokens, self.compiled = chat, support, prompt_tokens, compile
         self.space = "hidden states" if hidden_layers else "log-probabilities"
         self.lm: Any = None
         self.tokenizer: Any = None
+        self._network: Any = None  # what log-probabilities run: the model, or its compiled forward
         self._fingerprint = ""
 
     # The model
@@ -136,6 +142,7 @@ class CausalLMBackbone(AbstractBackbone):
             if layers and not first <= min(layers) <= max(layers) <= last + first:
                 raise SliderError(f"backbone.{field} is {list(layers)}; {self.model} has {first} to {last + first}")
         self.lm, self.tokenizer = lm, tokenizer
+        object.__setattr__(self, "_network", torch.compile(lm.forward) if self.compiled else lm)  # no second submodule
         self._fingerprint = hash_weights(lm)
         self.requires_grad_(False).eval()
 
@@ -278,7 +285,7 @@ class CausalLMBackbone(AbstractBackbone):
     def log_probabilities(self, state: TensorBatch, conditioning: TensorBatch) -> Tensor:
         """``[n, response, k]`` of the support's tokens at each position, or of the whole vocabulary without one."""
         length = state["tokens"].shape[1]
-        logits = self.lm(**self._joined(state, conditioning), logits_to_keep=length + 1, use_cache=False).logits
+        logits = self._network(**self._joined(state, conditioning), logits_to_keep=length + 1, use_cache=False).logits
         logits = logits[:, :-1].float()
         if "support" not in state:
             return logits.log_softmax(-1)

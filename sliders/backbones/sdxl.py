@@ -20,6 +20,7 @@ class SDXLBackbone(UNetBackbone):
         model: folder or hub name of a diffusers pipeline.
         channels_last: memory format of the UNet and the autoencoder; faster convolutions.
         checkpointing: compute the UNet's blocks again in the backward pass: less memory for more time.
+        compile: compile the UNet with `torch.compile`; see `UNetBackbone`.
     """
 
     conditioning_modules = ("text_encoder", "text_encoder_2")

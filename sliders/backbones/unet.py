@@ -23,16 +23,20 @@ class UNetBackbone(DiffusionBackbone):
         channels_last: memory format of the UNet and the autoencoder; faster convolutions.
         checkpointing: compute the UNet's blocks again in the backward pass instead of keeping what they computed:
             less memory for more time.
+        compile: compile the UNet with `torch.compile`: the first call with each shape takes minutes, the next ones less
+            time.  Needs a C++ compiler.
     """
 
     conditioning_modules = ("text_encoder",)
     predicting_modules = ("unet",)
     encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
 
-    def __init__(self, model: str, channels_last: bool = True, checkpointing: bool = False) -> None:
+    def __init__(
+        self, model: str, channels_last: bool = True, checkpointing: bool = False, compile: bool = False
+    ) -> None:
         super().__init__()
         self.model = model
-        self.channels_last, self.checkpointing = channels_last, checkpointing
+        self.channels_last, self.checkpointing, self.compiled = channels_last, checkpointing, compile
         self.pipeline: Any = None
         self._fingerprint = ""
 
@@ -79,6 +83,8 @@ class UNetBackbone(DiffusionBackbone):
             self.vae.to(memory_format=torch.channels_last)
         if self.checkpointing:
             self.unet.enable_gradient_checkpointing()
+        if self.compiled:
+            self.unet.compile()
         self.requires_grad_(False).eval()
 
     def fingerprint(self) -> str:

@@ -13,7 +13,7 @@ from sliders.concept import Concept
 from sliders.training.teacher import oracle
 
 Turn = Callable[[Tensor], AbstractContextManager[None]]
-"""Sets the dial of every row of the batches that follow, ``[n]``; `Adapter.dial` is one."""
+"""Sets the dial of the batches that follow, ``[1]``, or of each of their rows, ``[n]``; `Adapter.dial` is one."""
 
 
 @dataclass(frozen=True)
@@ -69,13 +69,11 @@ def sample(backbone: DiffusionBackbone, wanted: Sequence[Scene], how: Sampling |
 
 
 def _over_dial(
-    make: Callable[[Tensor, list[Scene]], Tensor], wanted: Sequence[Scene], positions: Sequence[float], batch: int
+    make: Callable[[float, list[Scene]], Tensor], wanted: Sequence[Scene], positions: Sequence[float], batch: int
 ) -> Tensor:
-    """Pictures ``[positions, scenes, 3, h, w]``; positions and scenes share batches."""
-    rows = [(position, scene) for position in positions for scene in wanted]
-    parts = [rows[start : start + batch] for start in range(0, len(rows), batch)]
-    pictures = [make(torch.tensor([position for position, _ in part]), [scene for _, scene in part]) for part in parts]
-    return torch.cat(pictures).unflatten(0, (len(positions), len(wanted)))
+    """Pictures ``[positions, scenes, 3, h, w]``; a batch stands at one position, which a model can be folded for."""
+    parts = [list(wanted[start : start + batch]) for start in range(0, len(wanted), batch)]
+    return torch.stack([torch.cat([make(position, part) for part in parts]) for position in positions])
 
 
 @torch.no_grad()
@@ -89,8 +87,8 @@ def sample_dial(
     """Every scene at every position of a dial: ``[positions, scenes, 3, h, w]``."""
     how = how or Sampling()
 
-    def make(dials: Tensor, part: list[Scene]) -> Tensor:
-        with turn(dials.to(backbone.device)):
+    def make(position: float, part: list[Scene]) -> Tensor:
+        with turn(torch.tensor([position], device=backbone.device)):
             return sample(backbone, part, replace(how, batch=len(part)))
 
     return _over_dial(make, wanted, positions, how.batch)
@@ -108,9 +106,10 @@ def sample_oracle(
     """What a slider that had learnt its target perfectly would show: no training, see `oracle`."""
     how = how or Sampling()
 
-    def make(dials: Tensor, part: list[Scene]) -> Tensor:
+    def make(position: float, part: list[Scene]) -> Tensor:
         prompt, empty = conditionings(backbone, [scene.prompt for scene in part])
-        predict = oracle(backbone, [(concept, dials.to(backbone.device) * eta)], prompt, empty, how.guidance)
+        amount = torch.full((len(part),), position * eta, device=backbone.device)
+        predict = oracle(backbone, [(concept, amount)], prompt, empty, how.guidance)
         return finish(backbone, predict, [scene.seed for scene in part], how.steps)
 
     return _over_dial(make, wanted, positions, how.batch)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from sliders.attach import Adapter, baked
+from sliders.attach import Adapter, attach, baked
 from sliders.backbones.base import DiffusionBackbone
 from sliders.console import say
 from sliders.errors import SliderError
@@ -169,17 +169,19 @@ class FinalReport(AbstractReport):
 
     def report(self, trainer: L.Trainer, module: SliderModule, adapter: Adapter) -> None:
         folder, concept = run_folder(trainer), module.concept
-        evaluation = evaluate_dial(
-            denoiser(module),
-            adapter.dial,
-            concept,
-            judge=AttributeJudge.load(self.judge_file) if self.judge_file else None,
-            eta=module.loss.eta,
-            dials=self.dials,
-            pictures=self.pictures,
-            how=self.sampling,
-            with_oracle=self.oracle,
-        )
+        slider = module.slider()
+        with attach(denoiser(module), [slider]) as turned:  # folded, which the slider in training is not
+            evaluation = evaluate_dial(
+                denoiser(module),
+                lambda positions: turned.turned({slider.name: positions}),
+                concept,
+                judge=AttributeJudge.load(self.judge_file) if self.judge_file else None,
+                eta=module.loss.eta,
+                dials=self.dials,
+                pictures=self.pictures,
+                how=self.sampling,
+                with_oracle=self.oracle,
+            )
         write_report(evaluation, folder)
         module.measured = evaluation.summary()
         file = write_slider(trainer, module)

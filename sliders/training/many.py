@@ -1,5 +1,8 @@
 """Training several sliders: one process loads a base model once for all that are trained on it.
 
+They share the encoded prompts as well, and what the base says at the states that it leads to itself, with which every
+pool begins (`sliders.training.memory`): each slider is bit by bit what it is when it is trained alone.
+
 Each run is known by its key, a hash of its resolved config and concept, and lives in ``<runs>/<name>-<key>/``.  A run
 is finished when `done.json` is there, which appears last and whole.  Workers share nothing but these folders: each
 takes whatever is neither finished nor locked by a living process, so that the runs of a worker that was killed are
@@ -25,6 +28,7 @@ from sliders.concept import Concept
 from sliders.console import hush_libraries, say
 from sliders.errors import SliderError
 from sliders.training.cli import SliderCLI
+from sliders.training.memory import Memory
 
 _PLACES = (("name",), ("runs",), ("ckpt_path",), ("trainer", "default_root_dir"), ("checkpoint", "dirpath"))
 """What a config says of where a run is kept, which makes no difference to the slider."""
@@ -128,7 +132,7 @@ class Worker:
         hush_libraries()
         if self.threads is not None:
             torch.set_num_threads(self.threads)
-        bases: dict[str, AbstractBackbone] = {}
+        bases: dict[str, tuple[AbstractBackbone, Memory]] = {}
         trained: list[str] = []
         left = self.runs[first:] + self.runs[:first]
         for wait in (False, True):  # what another process is at is ours if that process dies
@@ -148,7 +152,7 @@ class Worker:
         return DelayedSubmission(self, first)
 
 
-def _try(run: Run, bases: dict[str, AbstractBackbone]) -> bool:
+def _try(run: Run, bases: dict[str, tuple[AbstractBackbone, Memory]]) -> bool:
     """Train one slider, or say why not."""
     try:
         _train(run, bases)
@@ -161,12 +165,12 @@ def _try(run: Run, bases: dict[str, AbstractBackbone]) -> bool:
     return True
 
 
-def _train(run: Run, bases: dict[str, AbstractBackbone]) -> None:
+def _train(run: Run, bases: dict[str, tuple[AbstractBackbone, Memory]]) -> None:
     """Train one slider, from its last checkpoint if there is one, on a base that may be in memory already."""
     began = time.monotonic()
     cli = SliderCLI([*run.arguments, "--runs", str(run.runs), "--name", run.folder.name])
     module = cli.model
-    module.backbone = bases.setdefault(run.base, module.backbone)
+    module.backbone, module.memory = bases.setdefault(run.base, (module.backbone, Memory()))
     last = run.folder / "checkpoints" / "last.ckpt"
     if last.is_file():
         cli.config.ckpt_path = str(last)

@@ -19,6 +19,7 @@ from sliders.formats.metadata import describe
 from sliders.losses.erasure import AbstractLoss, Prediction, progress
 from sliders.losses.preservation import Preservation
 from sliders.training.data import ConceptData, StepBatch
+from sliders.training.memory import Memory
 from sliders.training.states import StateSource
 from sliders.training.teacher import Teacher
 
@@ -64,6 +65,7 @@ class SliderModule(L.LightningModule):
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.adapter: Adapter | None = None
         self.teacher: Teacher | None = None
+        self.memory: Memory | None = None  # shared with other trainings on this backbone, if there are any
         self.measured: dict[str, str] = {}
         self.strict_loading = False
         self._dial = torch.zeros(0)  # of the step's rows
@@ -97,7 +99,7 @@ class SliderModule(L.LightningModule):
         self.backbone.eval()
         self._began = time.monotonic()
         assert self.adapter is not None
-        self.teacher = Teacher(self.backbone, self.concept, self.adapter)
+        self.teacher = Teacher(self.backbone, self.concept, self.adapter, self.memory)
 
     def training_step(self, batch: StepBatch, batch_idx: int) -> Tensor:
         assert self.adapter is not None

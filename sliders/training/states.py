@@ -174,33 +174,39 @@ class Pooled(StateSource):
 
 
 class Pool(Pooled):
-    """Trajectories rolled out in one batch with the slider on at both signs; all their states are kept.
+    """Trajectories rolled out in one batch with the slider on at both signs; their states are kept.
 
     The teacher answers once for every state, when the pool is filled.  The pool is rolled out again at an interval,
     since states of the base alone train a weaker dial than states that the slider itself leads to.  Where a step has
     rows to preserve, every second pair of trajectories runs under a prompt to preserve.
 
+    While the slider is still the identity, both signs lead along the same states, which are the base's, and one of them
+    is rolled out; what is said of these states is the same for all sliders on this base.
+
     Args:
         trajectories: rolled out together; pairs share their noise and differ in the dial's sign.
-        steps: of each trajectory; all of its states are kept.
+        steps: of each trajectory.
         refresh: training steps between two fillings.
         guidance: of the rollout.
         dial: largest magnitude of the dial during the rollout; each trajectory draws its own.
+        kept: states of each trajectory that the teacher is asked about, drawn at random; all unless given.
         chunk: rows the teacher is asked about in one call.
     """
 
     def __init__(
         self, trajectories: int = 16, steps: int = 12, refresh: int = 34, guidance: float = 1.0, dial: float = 1.0,
-        chunk: int = 64,
+        kept: int | None = None, chunk: int = 64,
     ) -> None:  # fmt: skip
         super().__init__()
         if trajectories < 2 or steps < 1 or refresh < 1:
             raise SliderError("Pool: trajectories must be at least 2, steps and refresh at least 1")
+        if kept is not None and not 1 <= kept <= steps:
+            raise SliderError(f"Pool.kept is {kept}; it must lie between 1 and steps, {steps}")
         self.trajectories, self.steps, self.refresh = trajectories, steps, refresh
-        self.guidance, self.dial, self.chunk = guidance, dial, chunk
+        self.guidance, self.dial, self.kept, self.chunk = guidance, dial, kept, chunk
 
     def fill(self, teacher: Teacher, adapter: Adapter, batch: StepBatch, rng: random.Random) -> Lesson:
-        backbone = denoiser(teacher)
+        backbone, base_alone = denoiser(teacher), adapter.is_identity()
         any_kept = bool(batch.preserved.any())
         if any_kept and self.trajectories < 3:
             raise SliderError("Pool.trajectories must be at least 4 where the concept has prompts to preserve")
@@ -208,13 +214,24 @@ class Pool(Pooled):
         for pair in range((self.trajectories + 1) // 2):
             seed, magnitude = rng.randrange(2**31), rng.uniform(0, self.dial)
             question = choose_question(teacher, any_kept and pair % 2 == 1, rng)
-            questions += [question] * 2
-            dials += [magnitude, -magnitude]
-            seeds += [seed] * 2
-        question = torch.tensor(questions)
-        with adapter.dial(torch.tensor(dials)):
+            for dial in [0.0] if base_alone else [magnitude, -magnitude]:
+                questions.append(question)
+                dials.append(dial)
+                seeds.append(seed)
+        question, count = torch.tensor(questions), len(questions)
+
+        def visit() -> TensorBatch:
             path = backbone.trajectory(teacher.follow(question, self.guidance), backbone.start(seeds), self.steps)
-            states = list(path)[:-1]
-        teacher.evaluations += len(seeds) * self.steps * (1 if self.guidance == 1 else 2)
-        state, question = join(states), question.repeat(self.steps)
-        return Lesson(state, question, *teacher.answer(state, question, self.chunk))
+            teacher.evaluations += count * self.steps * (1 if self.guidance == 1 else 2)
+            return join(list(path)[:-1])
+
+        if base_alone:
+            how = f"visit {seeds} {self.steps} {self.guidance}"
+            state = teacher.recall(how, (teacher.targets(question),), visit)
+        else:
+            with adapter.dial(torch.tensor(dials)):
+                state = visit()
+        depths = [rng.sample(range(self.steps), self.kept or self.steps) for _ in questions]
+        index = torch.tensor(sorted(depth * count + k for k, drawn in enumerate(depths) for depth in drawn))
+        state, question = take(state, index), question.repeat(self.steps)[index]
+        return Lesson(state, question, *teacher.answer(state, question, self.chunk, lasting=base_alone))

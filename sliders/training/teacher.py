@@ -1,15 +1,17 @@
 """What the frozen model is asked, and what it answers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
 
 from sliders.attach import Adapter
 from sliders.backbones.base import AbstractBackbone, Predictor, guided
-from sliders.batch import TensorBatch, take
+from sliders.batch import TensorBatch, join, take
 from sliders.concept import Concept
+from sliders.training.memory import Memory
 
 
 @dataclass(frozen=True)
@@ -20,16 +22,34 @@ class Question:
     positives: tuple[int, ...]
     negatives: tuple[int, ...]
 
+    def terms(self) -> list[tuple[int, float, float]]:
+        """Each prompt with its share in the base prediction and in the direction."""
+        positives = [(p, 0.0, 1 / len(self.positives)) for p in self.positives]
+        negatives = [(n, 0.0, -1 / len(self.negatives)) for n in self.negatives]
+        return [(self.target, 1.0, 0.0), *positives, *negatives]
+
 
 class Teacher:
     """The same weights with the slider off, asked about one concept.
 
-    All prompts are encoded once.  A question is a target prompt with the positives and negatives that give its
-    direction; the concept's contexts make one question each, and so does every prompt to preserve.
+    All prompts are encoded once, each by itself.  A question is a target prompt with the positives and negatives that
+    give its direction; the concept's contexts make one question each, and so does every prompt to preserve.
+
+    Args:
+        backbone: the model.
+        concept: in the words for it.
+        adapter: the slider that is trained on it.
+        memory: of what the model has said while other sliders were trained on it.
     """
 
-    def __init__(self, backbone: AbstractBackbone, concept: Concept, adapter: Adapter | None = None) -> None:
-        self.backbone, self.adapter = backbone, adapter
+    def __init__(
+        self,
+        backbone: AbstractBackbone,
+        concept: Concept,
+        adapter: Adapter | None = None,
+        memory: Memory | None = None,
+    ) -> None:
+        self.backbone, self.adapter, self.memory = backbone, adapter, memory
         self.prompts: list[str] = []
         moved = [
             Question(self._row(t), tuple(map(self._row, p)), tuple(map(self._row, n)))
@@ -41,8 +61,13 @@ class Teacher:
         self.kept = torch.arange(len(moved), len(self.questions))
         self._empty = self._row("")
         with torch.no_grad():
-            self.conditioning = backbone.encode(self.prompts)
+            encoded = [self.recall(p, (), lambda p=p: backbone.encode([p])) for p in self.prompts]
+        self.conditioning = join(encoded)
         self.evaluations = 0
+
+    def recall(self, what: str, batches: tuple[TensorBatch, ...], make: Callable[[], TensorBatch]) -> TensorBatch:
+        """What the model without the slider says, from the memory where there is one; see `Memory.recall`."""
+        return make() if self.memory is None else self.memory.recall(what, batches, make)
 
     def _row(self, prompt: str) -> int:
         if prompt not in self.prompts:
@@ -70,34 +95,43 @@ class Teacher:
 
     @torch.no_grad()
     def answer(
-        self, state: TensorBatch, questions: Tensor, chunk: int = 64, with_base: bool = True
+        self, state: TensorBatch, questions: Tensor, chunk: int = 64, with_base: bool = True, lasting: bool = False
     ) -> tuple[Tensor, Tensor]:
         """The base prediction and the direction at each state, ``[n, ...]`` both.
 
-        Every prediction that is needed is one row of a batch, and nothing else is computed: 1 + positives + negatives
-        rows for a question with a direction, 1 for a prompt to preserve.  Without ``with_base`` the target prompts are
-        not asked, and the first tensor is 0.
+        Every prompt that is needed is asked at every state, and nothing else is computed: 1 + positives + negatives
+        rows for a question with a direction, 1 for a prompt to preserve.  The targets of all states are asked together,
+        then their first positives, and so on, so that concepts with a prompt in common ask the same.
+
+        Args:
+            state: ``[n]`` rows.
+            questions: of each row, int64 ``[n]``.
+            chunk: rows of a call.
+            with_base: ask the target prompts; otherwise the first tensor is 0.
+            lasting: other sliders may ask the same at the same states: the answers go through the memory.
         """
-        asked: list[tuple[int, int, float, float]] = []  # state row, prompt row, share in base, share in direction
-        for row, q in enumerate(questions.tolist()):
-            question = self.questions[q]
-            if with_base:
-                asked.append((row, question.target, 1.0, 0.0))
-            asked += [(row, p, 0.0, 1 / len(question.positives)) for p in question.positives]
-            asked += [(row, n, 0.0, -1 / len(question.negatives)) for n in question.negatives]
-        rows, prompts = (torch.tensor(c) for c in zip(*[(a[0], a[1]) for a in asked], strict=True))
-        shares = torch.tensor([a[2:] for a in asked])
-        chunks = zip(rows.split(chunk), prompts.split(chunk), strict=True)
-        answers = torch.cat([self._ask(state, r, p) for r, p in chunks])
-        self.evaluations += len(asked)
-        device = answers.device
-        share = shares.to(device).view(-1, 2, *[1] * (answers.dim() - 1)).to(answers.dtype)
+        terms = [self.questions[q].terms() for q in questions.tolist()]
+        columns = [[(row, *term) for row, term in enumerate(column) if term] for column in zip_longest(*terms)]
+        columns = columns if with_base else columns[1:]
+        calls = [column[k : k + chunk] for column in columns for k in range(0, len(column), chunk)]
+        answers = torch.cat(
+            [self._ask(state, *map(torch.tensor, zip(*[c[:2] for c in call], strict=True)), lasting) for call in calls]
+        )
+        rows, _, *shares = map(torch.tensor, zip(*(part for call in calls for part in call), strict=True))
+        share = torch.stack(shares, 1).view(-1, 2, *[1] * (answers.dim() - 1)).to(answers)
         sums = answers.new_zeros(len(questions), 2, *answers.shape[1:])
-        sums.index_add_(0, rows.to(device), answers[:, None] * share)
+        sums.index_add_(0, rows.to(answers.device), answers[:, None] * share)
         return sums[:, 0], sums[:, 1]
 
-    def _ask(self, state: TensorBatch, rows: Tensor, prompts: Tensor) -> Tensor:
-        return self.backbone.predict(take(state, rows), take(self.conditioning, prompts))
+    def _ask(self, state: TensorBatch, rows: Tensor, prompts: Tensor, lasting: bool) -> Tensor:
+        """One call of the model."""
+        asked = take(state, rows), take(self.conditioning, prompts)
+
+        def predict() -> TensorBatch:
+            self.evaluations += len(rows)
+            return {"said": self.backbone.predict(*asked)}
+
+        return (self.recall("predict", asked, predict) if lasting else predict())["said"]
 
 
 def oracle(
