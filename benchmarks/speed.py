@@ -7,6 +7,7 @@ again.  Writes `docs/speed.md` with a picture.
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -19,43 +20,28 @@ import matplotlib.pyplot as plt
 import torch
 from jsonargparse import auto_cli
 
-from benchmarks import speed_parts
-from benchmarks.speed_effect import DRIFT, EFFECT, train_to_effect
+from benchmarks import speed_language, speed_parts
+from benchmarks.results import Results, table
+from benchmarks.speed_effect import DRIFT, EFFECT, PROCEDURES, train
 from benchmarks.timing import clock
 from sliders.concept import Concept
 from sliders.console import hush_libraries
 from sliders.evaluation.judge import AttributeJudge
 from sliders.evaluation.plots import save_figure
 
-Section = Literal["step", "dials", "language", "scaling", "start", "together", "effect"]
+Section = Literal["step", "dials", "keys", "language", "language_training", "scaling", "start", "together", "effect"]
 SECTIONS: dict[Section, str] = {
     "step": "Step cost, 16 rows, against the student's forward and backward alone",
     "dials": "Run-time dials on the embedded model; `rows` gives every row a dial of its own",
+    "keys": "The text's keys and values in a sampling step: below 5 %, so they are not kept from step to step",
     "language": "Tokens a second of SmolLM2-135M (dequantised from 4 bits) at batch 1",
+    "language_training": "Training on SmolLM2-135M: the teacher's answers cached, against its passes in every step",
     "scaling": "Scaling over rank, batch, pool and prompts",
     "start": "From process start, seconds",
     "together": "Six sliders, seconds from process start",
     "effect": f"Training to effect: {EFFECT:g} between dials -1 and 1 on held-out prompts, drift at most {DRIFT:g}",
 }
 CONCEPTS = ("smile", "surprise", "glasses", "beard", "hair_length", "hair_darkness")
-
-
-class Results:
-    """What has been measured, in a file that is whole after every figure."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        self.values: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
-
-    def get(self, key: str, measure: Callable[[], Any]) -> Any:
-        """The figure of that name, measured if it is not there."""
-        if key not in self.values:
-            self.values[key] = measure()
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            temporary = self.file.with_name(f".{self.file.name}.tmp")
-            temporary.write_text(json.dumps(self.values, indent=1))
-            temporary.replace(self.file)
-        return self.values[key]
 
 
 def timed(command: list[str]) -> float:
@@ -83,16 +69,32 @@ def start(runs: Path) -> list[dict[str, Any]]:
     ]
 
 
+def effects(runs: Path) -> list[float]:
+    """What each slider's own report says it does, between dials -1 and 1; none for runs without a report."""
+    found = []
+    for name in CONCEPTS:
+        for file in runs.glob(f"{name}*/metrics.json"):
+            dose = json.loads(file.read_text())["slider"]
+            found.append(dose["response"][dose["dials"].index(1)] - dose["response"][dose["dials"].index(-1)])
+    return found
+
+
 def together(runs: Path, workers: int, flags: list[str]) -> list[dict[str, Any]]:
-    """Six runs one after the other, against `sliders train-many`."""
+    """Six runs one after the other, against `sliders train-many`; how far their sliders' effects are apart."""
+    places = {count: runs / f"many{count}" for count in sorted({1, workers})}
+    for place in (runs / "alone", *places.values()):
+        shutil.rmtree(place, ignore_errors=True)  # a finished run would not be trained again
     one_by_one = sum(timed(train_command(name, runs / "alone", *flags)) for name in CONCEPTS)
     found: list[dict[str, Any]] = [{"what": "six runs one after the other", "seconds": one_by_one, "ratio": 1.0}]
     files = "[" + ",".join(f"configs/avatars/{name}.yaml" for name in CONCEPTS) + "]"
-    for count in sorted({1, workers}):
-        command = [sys.executable, "-m", "sliders.cli", "train-many", files, "--runs", str(runs / f"many{count}")]
+    for count, place in places.items():
+        command = [sys.executable, "-m", "sliders.cli", "train-many", files, "--runs", str(place)]
         seconds = timed([*command, "--workers", str(count), "--overrides", json.dumps(flags)])
         what = f"train-many, {count} worker" + ("s" if count > 1 else "")
         found.append({"what": what, "seconds": seconds, "ratio": seconds / one_by_one})
+        differences = [abs(a - b) for a, b in zip(effects(runs / "alone"), effects(place), strict=True)]
+        found[-1]["effects apart"] = max(differences, default="")
+    found[0]["effects apart"] = ""
     return found
 
 
@@ -104,27 +106,16 @@ def effect_rows(curves: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]
         ends = {k: statistics.median(one[k] for one in found) for k in ("effect", "drift")}
         reached = f"{sum(one['reached'] for one in found)} of {len(found)}"
         rows.append({"procedure": name, **middle, **ends, "reached": reached})
+    slow = {row["procedure"]: row["seconds"] for row in rows}.get("published", rows[0]["seconds"])
     for row in rows:
-        row["times faster"] = rows[0]["seconds"] / row["seconds"]
+        row["times faster"] = slow / row["seconds"]
     return rows
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown."""
-
-    def cell(value: object) -> str:
-        return f"{value:.3g}" if isinstance(value, float) and abs(value) < 100 else (
-            f"{value:.0f}" if isinstance(value, float) else str(value)
-        )  # fmt: skip
-
-    lines = ["| " + " | ".join(rows[0]) + " |", "|---" * len(rows[0]) + "|"]
-    return "\n".join(lines + ["| " + " | ".join(cell(row.get(k, "")) for k in rows[0]) + " |" for row in rows])
 
 
 def picture(shown: dict[str, Any], curves: dict[str, list[dict[str, Any]]], file: Path) -> None:
     """Effect over seconds of training, and the cost of K sliders."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.8), layout="constrained")
-    for (name, found), color in zip(curves.items(), ("#8250df", "#1a7f37"), strict=False):
+    for (name, found), color in zip(curves.items(), ("#8250df", "#1a7f37", "#bf8700"), strict=False):
         for k, one in enumerate(found):
             points = [(p["seconds"], p["effect"]) for p in one["curve"]]
             left.plot(*zip(*points, strict=True), "o-", color=color, markersize=3, label=None if k else name)
@@ -157,6 +148,7 @@ def main(
     tokens: int = 64,
     workers: int = 2,
     run_flags: list[str] | None = None,
+    procedures: tuple[str, ...] = ("published", "ours"),
     published_steps: int = 1000,
     our_steps: int = 200,
     pictures: int = 48,
@@ -177,6 +169,7 @@ def main(
         tokens: of a response.
         workers: of `sliders train-many`.
         run_flags: of the runs of ``together``, such as '["--trainer.max_steps=20"]'.
+        procedures: of training to effect: ours, published, or "published, its own optimizer", which learns more slowly.
         published_steps: at which the published procedure gives up.
         our_steps: at which ours does.
         pictures: held-out scenes that the effect is read on.
@@ -186,10 +179,13 @@ def main(
         torch.set_num_threads(threads)
     results, now = Results(runs / "speed.json"), clock(processor_time)
     concept = Concept.load(Path("data/avatars/concepts/smile.yaml"))
+    words = Concept.load(Path("data/text/concepts/sentiment.yaml"))
     wanted = list(sections or SECTIONS)
     single: dict[Section, Callable[[], Any]] = {
-        "step": lambda: speed_parts.step_cost(concept, repeats, now),
-        "language": lambda: speed_parts.language([k for k in counts if k in (1, 4, 8)], tokens, repeats, now),
+        "step": lambda: speed_parts.step_cost(concept, 100, repeats, now),
+        "keys": lambda: speed_parts.text_keys(repeats, now),
+        "language": lambda: speed_language.language([k for k in counts if k in (1, 4, 8)], tokens, repeats, now),
+        "language_training": lambda: speed_language.language_training(words, 40, repeats, now),
         "scaling": lambda: speed_parts.scaling(concept, repeats, now),
         "start": lambda: start(runs),
         "together": lambda: together(runs, workers, run_flags or []),
@@ -205,14 +201,15 @@ def main(
     if "effect" in wanted:
         backbone, judge = speed_parts.base(), AttributeJudge.load(Path("data/avatars/judge.safetensors"))
         for seed in range(seeds):
-            for name, every, steps in (("published", 50, published_steps), ("ours", 10, our_steps)):
-                run = (backbone, judge, concept, name == "ours", seed, min(every, steps), steps, pictures, runs)
-                results.get(f"effect {name} {seed}", lambda run=run: train_to_effect(*run))
+            for name in procedures:
+                steps, every = (our_steps, 10) if name == "ours" else (published_steps, 50)
+                run = (backbone, judge, concept, PROCEDURES[name], seed, min(every, steps), steps, pictures, runs, now)
+                results.get(f"effect {name} {seed}", lambda run=run: train(*run))
     shown = {name: results.values[name] for name in single if name in results.values}
     shown["dials"] = [row for key, rows in results.values.items() if key.startswith("dials ") for row in rows]
     curves: dict[str, list[dict[str, Any]]] = {}
-    for name in ("published", "ours"):
-        if found := [v for k, v in results.values.items() if k.startswith(f"effect {name} ")]:
+    for name in PROCEDURES:
+        if found := [v for k, v in results.values.items() if k.rpartition(" ")[0] == f"effect {name}"]:
             curves[name] = found
     shown["effect"] = effect_rows(curves) if curves else []
     parts = [f"## {title}\n\n{table(shown[name])}\n" for name, title in SECTIONS.items() if shown.get(name)]

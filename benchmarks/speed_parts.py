@@ -1,6 +1,5 @@
 """What training and dials cost, against what they cannot cost less than."""
 
-import copy
 import gc
 import os
 import tempfile
@@ -9,27 +8,23 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 
-from benchmarks.timing import interleaved
+from benchmarks.timing import Clock, interleaved
 from sliders.algebra.edit import Translation
 from sliders.algebra.lowrank import LowRank
 from sliders.algebra.slider import Slider
 from sliders.attach import Adapter, Dials, attach, weight_shape
 from sliders.backbones.base import AbstractBackbone
-from sliders.backbones.causal_lm import CausalLMBackbone
 from sliders.backbones.unet import UNetBackbone
 from sliders.batch import repeat
 from sliders.concept import Concept
 from sliders.evaluation.sampling import Sampling, Scene, sample
 from sliders.formats import diffusers
-from sliders.losses.erasure import ErasureLoss, Prediction, progress
+from sliders.losses.erasure import AbstractLoss, ErasureLoss, Prediction, progress
 from sliders.training.data import ConceptData
-from sliders.training.states import Pool
+from sliders.training.states import Pool, StateSource
 from sliders.training.teacher import Teacher
 
-Clock = Callable[[], float]
 Rows = list[dict[str, str | float]]
 MODEL = "data/avatars/model"
 
@@ -65,54 +60,85 @@ def student(backbone: UNetBackbone, adapter: Adapter, rows: int) -> Callable[[],
     return run
 
 
-def step_cost(concept: Concept, repeats: int, now: Clock) -> Rows:
-    """A training step against the student's forward and backward; what filling the pool adds to each step."""
+def training_step(
+    backbone: AbstractBackbone, states: StateSource, teacher: Teacher, adapter: Adapter, loss: AbstractLoss,
+    data: ConceptData,
+) -> Callable[[], None]:  # fmt: skip
+    """What `SliderModule` does in a step, and the optimizer's part."""
+    optimizer = torch.optim.AdamW(adapter.parameters(), lr=1e-3, weight_decay=0.0)
+    times, batch = len(data.signs), data.step_batch(0)
+
+    def step() -> None:
+        lesson = states.draw(teacher, adapter, batch)
+        dial = torch.cat([sign * batch.magnitudes for sign in data.signs])
+        with adapter.dial(dial):
+            said = backbone.predict(repeat(lesson.state, times), teacher.targets(lesson.question.repeat(times)))
+        prediction = Prediction(said, **repeat(lesson.answers(), times), dial=dial)
+        loss(prediction).mean().backward()
+        progress(prediction, loss)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def step_cost(concept: Concept, steps: int, repeats: int, now: Clock) -> Rows:
+    """A training step against the student's forward and backward; what filling the pool adds to each step of a run."""
     backbone, data, pool = base(), ConceptData(concept), Pool()
     layers = backbone.select_targets(["noxattn"])
     with Adapter(backbone, layers, 4, 4.0) as adapter:
-        teacher, loss = Teacher(backbone, concept, adapter), ErasureLoss()
-        optimizer = torch.optim.AdamW(adapter.parameters(), lr=1e-3, weight_decay=0.0)
-        times, batch = len(data.signs), data.step_batch(0)
-
-        def step() -> None:
-            lesson = pool.draw(teacher, adapter, batch)
-            dial = torch.cat([sign * batch.magnitudes for sign in data.signs])
-            with adapter.dial(dial):
-                said = backbone.predict(repeat(lesson.state, times), teacher.targets(lesson.question.repeat(times)))
-            prediction = Prediction(said, **repeat(lesson.answers(), times), dial=dial)
-            loss(prediction).mean().backward()
-            progress(prediction, loss)
-            optimizer.step()
-            optimizer.zero_grad()
+        teacher = Teacher(backbone, concept, adapter)
+        step = training_step(backbone, pool, teacher, adapter, ErasureLoss(), data)
 
         def fill() -> None:
             pool._contents = None
-            pool.draw(teacher, adapter, batch)
+            pool.draw(teacher, adapter, data.step_batch(0))
 
-        alone = student(backbone, adapter, data.batch_size * times)
+        first = interleaved({"fill": fill}, 1, now, warm=False)["fill"]
+        alone = student(backbone, adapter, data.batch_size * len(data.signs))
         seconds = interleaved({"alone": alone, "step": step}, repeats, now)
+        later = interleaved({"fill": fill}, 1, now, warm=False)["fill"]  # the slider is not the identity any more
         assert pool.refresh is not None
-        filled = interleaved({"fill": fill}, 1, now, warm=False)["fill"] / pool.refresh
+        filled = (first + later * ((steps - 1) // pool.refresh)) / steps
     other: dict[str, Callable[[], None]] = {}
     with ExitStack() as stack:
         for name, options in (
             ("student alone", {}), ("with checkpointing", {"checkpointing": True}),
-            ("without channels_last", {"channels_last": False}),
+            ("without channels_last", {"channels_last": False}), ("with torch.compile", {"compile": True}),
         ):  # fmt: skip
             made = UNetBackbone(MODEL, **options)
             made.load()
             adapter = stack.enter_context(Adapter(made, layers, 4, 4.0))
-            other[name] = student(made, adapter, data.batch_size * times)
+            other[name] = student(made, adapter, data.batch_size * len(data.signs))
         options_cost = interleaved(other, repeats, now)
     ours = {
         "student's forward and backward": seconds["alone"],
         "a step between two fillings": seconds["step"],
-        "a step with its share of the filling": seconds["step"] + filled,
+        f"a step of {steps}, with its share of the fillings": seconds["step"] + filled,
     }
     return [
         *({"what": k, "ms": v * 1e3, "ratio": v / seconds["alone"]} for k, v in ours.items()),
         *({"what": k, "ms": v * 1e3, "ratio": v / options_cost["student alone"]} for k, v in options_cost.items()),
     ]
+
+
+@torch.no_grad()
+def text_keys(repeats: int, now: Clock) -> Rows:
+    """The share of the cross-attention's keys and values, which depend on the prompt alone, in a sampling step."""
+    backbone = base()
+    state = {"latents": backbone.start(range(16)), "timestep": torch.full((16,), 500)}
+    conditioning = backbone.encode(["a person"] * 16)
+    layers = [m for name, m in backbone.unet.named_modules() if name.endswith(("attn2.to_k", "attn2.to_v"))]
+    seconds = interleaved(
+        {
+            "a prediction of 16 rows": lambda: backbone.predict(state, conditioning),
+            "its keys and values of the text": lambda: [layer(conditioning["prompt_embeds"]) for layer in layers],
+        },
+        repeats,
+        now,
+    )
+    whole = seconds["a prediction of 16 rows"]
+    return [{"what": name, "ms": value * 1e3, "ratio": value / whole} for name, value in seconds.items()]
 
 
 def _memory() -> float:
@@ -181,42 +207,6 @@ def dials(counts: Sequence[int], batch: int, steps: int, repeats: int, moves: in
             {"sliders": count, "pictures": batch, "base s": seconds["base"], **ratio, "move ms": moving * 1e3,
              "next call + ms": first * 1e3, "growth MB": _memory() - before}
         )  # fmt: skip
-    return found
-
-
-def language(counts: Sequence[int], tokens: int, repeats: int, now: Clock) -> Rows:
-    """Tokens a second with K sliders, ours and PEFT's adapters, against the base."""
-    backbone = CausalLMBackbone()
-    backbone.load()
-    other = CausalLMBackbone()
-    other.use(copy.deepcopy(backbone.lm), backbone.tokenizer)
-    sliders = [random_slider(backbone, f"s{k}", ["full"], 8, k) for k in range(max(counts))]
-    asked = backbone.encode(["Tell me about the sea."])
-    names = "|".join(one.removeprefix("lm.").replace(".", r"\.") for one in backbone.select_targets(["full"]))
-    found: Rows = []
-    present = 0
-    for count in counts:
-        for k in range(present, count):
-            config = LoraConfig(r=8, lora_alpha=8, target_modules=names, init_lora_weights=False)
-            inject_adapter_in_model(config, other.lm, adapter_name=f"s{k}")
-        present = count
-        for layer in other.lm.modules():
-            if isinstance(layer, LoraLayer):
-                layer.set_adapter([f"s{k}" for k in range(count)])
-        with attach(backbone, sliders[:count]) as turned:
-            on = {one.name: 0.01 for one in sliders[:count]}
-
-            def said(which: CausalLMBackbone) -> int:
-                return sum(1 for _ in which.stream(asked, [0], tokens))
-
-            def ours(turned: Dials = turned, on: Mapping[str, float] = on) -> int:
-                with turned.turned(on):
-                    return said(backbone)
-
-            backbone.lm.generation_config.eos_token_id = other.lm.generation_config.eos_token_id = -1  # to the end
-            runs = {"base": lambda: said(backbone), "ours": ours, "peft": lambda: said(other)}
-            seconds = interleaved(runs, repeats, now)
-        found.append({"sliders": count, **{f"{name} tokens/s": tokens / s for name, s in seconds.items()}})
     return found
 
 

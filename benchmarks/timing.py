@@ -9,14 +9,17 @@ from torch import Tensor
 from sliders.backbones.base import AbstractBackbone
 from sliders.batch import TensorBatch, rows
 
+Clock = Callable[[], float]
+"""Seconds since some moment."""
 
-def clock(of_process: bool) -> Callable[[], float]:
+
+def clock(of_process: bool) -> Clock:
     """Wall time, or the processor's time of this process, which other processes disturb less (use one thread)."""
     return time.process_time if of_process else time.perf_counter
 
 
 def interleaved(
-    candidates: Mapping[str, Callable[[], object]], repeats: int, now: Callable[[], float], warm: bool = True
+    candidates: Mapping[str, Callable[[], object]], repeats: int, now: Clock, warm: bool = True
 ) -> dict[str, float]:
     """The median seconds of each, all of them once in every round, so that a slow moment is slow for all."""
     seconds: dict[str, list[float]] = {name: [] for name in candidates}

@@ -94,8 +94,8 @@ def _editable(model: nn.Module, name: str, owner: str, shape: tuple[int, ...] | 
 class Dials:
     """The dials of attached sliders: numbers in one matrix that every layer reads, a row for each piece of a dial.
 
-    Setting them writes that matrix, and which of its rows are not 0, and nothing else.  A value may be a number, or a tensor ``[n]`` with one number
-    for each row of the batches that follow (a strip over the dial is then one batch).
+    Setting them writes that matrix, and which of its rows are not 0, and nothing else.  A value may be a number, or a
+    tensor ``[n]`` with one number for each row of the batches that follow (a strip over the dial is then one batch).
     """
 
     def __init__(self, pieces: Mapping[str, Sequence[Piece]], device: torch.device | None = None) -> None:

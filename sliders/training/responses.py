@@ -10,7 +10,7 @@ import torch
 from sliders.attach import Adapter
 from sliders.backbones.base import AbstractBackbone
 from sliders.backbones.causal_lm import CausalLMBackbone, Steering
-from sliders.batch import TensorBatch, join, take
+from sliders.batch import TensorBatch, join, rows, take
 from sliders.concept import read_prompts
 from sliders.errors import SliderError
 from sliders.training.data import StepBatch
@@ -107,11 +107,23 @@ class Responses(Pooled):
         state, question = join(states), torch.tensor(questions)
         if any_kept and not torch.isin(question, teacher.kept).any():
             raise SliderError("Responses: of one response none can be to a prompt to preserve; sample at least 2")
-        rows = torch.arange(len(question)).split(self.chunk)
-        state = join([backbone.complete(take(state, r), teacher.targets(question[r])) for r in rows])
-        teacher.evaluations += 0 if backbone.hidden_layers else len(question)  # hidden states need no support
-        base, direction = teacher.answer(state, question, self.chunk)
+        lasting = self._lasting(adapter)
+        parts = []
+        for r in torch.arange(len(question)).split(self.chunk):
+            asked = take(state, r), teacher.targets(question[r])
+
+            def complete(asked: tuple[TensorBatch, TensorBatch] = asked) -> TensorBatch:
+                teacher.evaluations += 0 if backbone.hidden_layers else rows(asked[0])  # these need no support
+                return backbone.complete(*asked)
+
+            parts.append(teacher.recall("complete", asked, complete, lasting))
+        state = join(parts)
+        base, direction = teacher.answer(state, question, self.chunk, lasting=lasting)
         return Lesson(state, question, base, direction, backbone.weight(state))
+
+    def _lasting(self, adapter: Adapter) -> bool:
+        """Whether the responses are the base's alone, so that other sliders may ask about the same."""
+        return "slider" not in self.voices or adapter.is_identity()
 
     def _sample(
         self, teacher: Teacher, adapter: Adapter, asked: Sequence[int], any_kept: bool, rng: random.Random
@@ -133,15 +145,18 @@ class Responses(Pooled):
         groups = [((~steered).nonzero()[:, 0], False), (steered.nonzero()[:, 0], True)]
         for index, on in groups:
             if len(index):
-                rows = index.tolist()
+                numbers = index.tolist()
+                said_to, chosen = take(conditioning, index), [seeds[k] for k in numbers]
+                ends = steering(teacher, [asked[k] for k in numbers], self.steer_by, self.plausible) if on else None
+
+                def respond(
+                    said_to: TensorBatch = said_to, chosen: list[int] = chosen, ends: Steering | None = ends
+                ) -> TensorBatch:
+                    return backbone.respond(said_to, chosen, self.tokens, self.temperature, ends)
+
+                how = f"respond {chosen} {self.tokens} {self.temperature}" + (f" {self.steer_by} {self.plausible}" * on)
+                batches = (said_to, *(ends.conditionings if ends else ()))
                 with adapter.dial(torch.tensor(dials)[index]):
-                    said = backbone.respond(
-                        take(conditioning, index),
-                        [seeds[k] for k in rows],
-                        self.tokens,
-                        self.temperature,
-                        steering(teacher, [asked[k] for k in rows], self.steer_by, self.plausible) if on else None,
-                    )
-                parts.append(said)
+                    parts.append(teacher.recall(how, batches, respond, self._lasting(adapter)))
         order = torch.cat([index for index, _ in groups]).argsort()
         return take(join(parts), order)

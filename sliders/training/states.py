@@ -3,6 +3,7 @@
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -189,19 +190,19 @@ class Pool(Pooled):
         refresh: training steps between two fillings.
         guidance: of the rollout.
         dial: largest magnitude of the dial during the rollout; each trajectory draws its own.
-        kept: states of each trajectory that the teacher is asked about, drawn at random; all unless given.
+        kept: states of each trajectory that the teacher is asked about, at depths drawn at random; None is all of them.
         chunk: rows the teacher is asked about in one call.
     """
 
     def __init__(
         self, trajectories: int = 16, steps: int = 12, refresh: int = 34, guidance: float = 1.0, dial: float = 1.0,
-        kept: int | None = None, chunk: int = 64,
+        kept: int | None = 4, chunk: int = 64,
     ) -> None:  # fmt: skip
         super().__init__()
         if trajectories < 2 or steps < 1 or refresh < 1:
             raise SliderError("Pool: trajectories must be at least 2, steps and refresh at least 1")
-        if kept is not None and not 1 <= kept <= steps:
-            raise SliderError(f"Pool.kept is {kept}; it must lie between 1 and steps, {steps}")
+        if kept is not None and kept < 1:
+            raise SliderError(f"Pool.kept is {kept}; it must be at least 1")
         self.trajectories, self.steps, self.refresh = trajectories, steps, refresh
         self.guidance, self.dial, self.kept, self.chunk = guidance, dial, kept, chunk
 
@@ -225,13 +226,11 @@ class Pool(Pooled):
             teacher.evaluations += count * self.steps * (1 if self.guidance == 1 else 2)
             return join(list(path)[:-1])
 
-        if base_alone:
+        with nullcontext() if base_alone else adapter.dial(torch.tensor(dials)):
             how = f"visit {seeds} {self.steps} {self.guidance}"
-            state = teacher.recall(how, (teacher.targets(question),), visit)
-        else:
-            with adapter.dial(torch.tensor(dials)):
-                state = visit()
-        depths = [rng.sample(range(self.steps), self.kept or self.steps) for _ in questions]
+            state = teacher.recall(how, (teacher.targets(question),), visit, lasting=base_alone)
+        kept = min(self.kept or self.steps, self.steps)
+        depths = [rng.sample(range(self.steps), kept) for _ in questions]
         index = torch.tensor(sorted(depth * count + k for k, drawn in enumerate(depths) for depth in drawn))
         state, question = take(state, index), question.repeat(self.steps)[index]
         return Lesson(state, question, *teacher.answer(state, question, self.chunk, lasting=base_alone))

@@ -65,9 +65,14 @@ class Teacher:
         self.conditioning = join(encoded)
         self.evaluations = 0
 
-    def recall(self, what: str, batches: tuple[TensorBatch, ...], make: Callable[[], TensorBatch]) -> TensorBatch:
-        """What the model without the slider says, from the memory where there is one; see `Memory.recall`."""
-        return make() if self.memory is None else self.memory.recall(what, batches, make)
+    def recall(
+        self, what: str, batches: tuple[TensorBatch, ...], make: Callable[[], TensorBatch], lasting: bool = True
+    ) -> TensorBatch:
+        """What the model without the slider says, from the memory where there is one; see `Memory.recall`.
+
+        With ``lasting`` false it is what no other slider will ask, and is not kept.
+        """
+        return make() if self.memory is None or not lasting else self.memory.recall(what, batches, make)
 
     def _row(self, prompt: str) -> int:
         if prompt not in self.prompts:
@@ -131,7 +136,7 @@ class Teacher:
             self.evaluations += len(rows)
             return {"said": self.backbone.predict(*asked)}
 
-        return (self.recall("predict", asked, predict) if lasting else predict())["said"]
+        return self.recall("predict", asked, predict, lasting)["said"]
 
 
 def oracle(

@@ -4,12 +4,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from sliders.attach import Adapter, attach
 from sliders.backbones.base import AbstractBackbone
 from sliders.backbones.unet import UNetBackbone
 from sliders.errors import SliderError
 from tests import tiny
 from tests.backbones.contract import LatentDiffusionContract
+from tests.factory import slider
+from tests.training.runs import equal, randomize
 
 
 class TestStableDiffusion(LatentDiffusionContract):
@@ -51,3 +55,39 @@ def test_what_cannot_be_a_hub_name_is_not_looked_up(name: str, tmp_path: Path, m
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SliderError, match="no base model at"):
         UNetBackbone(name).load()
+
+
+@pytest.mark.slow
+def test_compiled_it_is_the_same_model(tmp_path: Path) -> None:
+    """With sliders attached, with one in training, and bit by bit when they are gone."""
+    folder = str(tiny.save(tiny.stable_diffusion(), tmp_path / "sd"))
+    said: list[dict[str, torch.Tensor]] = []
+    for compiled in (False, True):
+        model = UNetBackbone(folder, compile=compiled)
+        model.load()
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        names = model.select_targets(["xattn"])
+        state = {"latents": model.start([1, 2]), "timestep": torch.tensor([300, 700])}
+        prompt, dials = model.encode(["a person", "a dog"]), torch.tensor([1.0, -2.0])
+        answers: dict[str, torch.Tensor] = {}
+        torch._dynamo.utils.counters.clear()
+        with torch.no_grad():
+            answers["base"] = model.predict(state, prompt)
+            assert (torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0) == compiled
+            with attach(model, [slider(model, dict.fromkeys(names, 2))], {"s": 1.0}) as turned:
+                answers["attached"] = model.predict(state, prompt)
+                turned.set({"s": dials})
+                answers["of each row"] = model.predict(state, prompt)
+        with Adapter(model, names, 2, 2.0) as adapter:
+            randomize(adapter)
+            with adapter.dial(dials):
+                answers["in training"] = model.predict(state, prompt)
+                answers["in training"].square().sum().backward()
+            answers |= {f"gradient {k}": p.grad for k, p in enumerate(adapter.parameters()) if p.grad is not None}
+        with torch.no_grad():
+            assert torch.equal(model.predict(state, prompt), answers["base"])
+        assert equal(before, model.state_dict())
+        said.append(answers)
+    for name, wanted in said[0].items():
+        torch.testing.assert_close(said[1][name], wanted, rtol=1e-3, atol=1e-4, msg=name)
+    assert float((said[0]["attached"] - said[0]["base"]).abs().max()) > 1e-3

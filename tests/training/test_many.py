@@ -81,6 +81,19 @@ def test_each_is_what_it_is_alone(here: World, finished: tuple[Path, int], tmp_p
         assert same(alone, sliders_of(finished[0])[name]), name
 
 
+def test_they_share_what_the_base_says(finished: tuple[Path, int], here: World, tmp_path: Path) -> None:
+    """The third slider's pool begins as the first one's, whose concept it has."""
+    cost = {name: _evaluations(file) for name, file in sliders_of(finished[0]).items()}
+    assert run(train.main, "--config", here.folder / "configs" / "c.yaml", "--runs", tmp_path).code == 0
+    alone = _evaluations(next(tmp_path.glob("happy/*.safetensors")))
+    assert cost["happy 3"] < cost["sad 2"] < cost["happy 2"] == alone
+
+
+def _evaluations(file: Path) -> int:
+    """How often the base was asked."""
+    return json.loads(slider_file.load(file).metadata["sliders.training"])["teacher_evaluations"]
+
+
 def test_what_is_finished_is_not_trained_again(
     here: World, finished: tuple[Path, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

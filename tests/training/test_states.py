@@ -307,7 +307,42 @@ class TestPool:
         else:
             assert torch.equal(torch.isin(lesson.question, teacher.kept), torch.tensor(PRESERVED))
 
-    @pytest.mark.parametrize("wrong", [{"trajectories": 1}, {"steps": 0}, {"refresh": 0}])
+    def test_the_identity_is_rolled_out_on_one_side(
+        self, shared: DiffusionBackbone, adapter: Adapter, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Since the other is the same: half of the trajectories, as many different states."""
+        costs = []
+        for _ in range(2):
+            teacher, pool = Teacher(shared, runs.HAPPY, adapter), Pool(trajectories=4, steps=3)
+            counts = runs.count_rows(shared, monkeypatch)
+            pool.draw(teacher, adapter, runs.batch(SEEDS))
+            assert sum(counts) == teacher.evaluations
+            costs.append(teacher.evaluations)
+            for name, parameter in adapter._named_factors():
+                if name.endswith(".B"):
+                    parameter.data.zero_()
+        assert costs == [48, 24]
+
+    @pytest.mark.parametrize("kept", [1, 2])
+    def test_keeps_some_of_each_trajectory_s_states(
+        self, shared: DiffusionBackbone, adapter: Adapter, kept: int
+    ) -> None:
+        """At random depths, and asks about no others; they are states of the same trajectories."""
+        teacher, lessons = Teacher(shared, runs.HAPPY, adapter), {}
+        for count in (kept, None):
+            pool = Pool(trajectories=16, steps=4, kept=count)
+            before = teacher.evaluations
+            pool.draw(teacher, adapter, runs.batch(SEEDS))
+            assert pool._contents is not None
+            lessons[count] = pool._contents.lesson
+            assert teacher.evaluations - before == 16 * 4 + 16 * (count or 4) * 3
+        times = lessons[kept].state["timestep"].tolist()
+        assert len(times) == 16 * kept
+        assert len(set(times)) == 4
+        everything = lessons[None].state["latents"]
+        assert all((everything == x).flatten(1).all(1).any() for x in lessons[kept].state["latents"])
+
+    @pytest.mark.parametrize("wrong", [{"trajectories": 1}, {"steps": 0}, {"refresh": 0}, {"kept": 0}])
     def test_what_cannot_be_is_an_error(self, wrong: dict[str, int]) -> None:
         with pytest.raises(SliderError, match=next(iter(wrong))):
             Pool(**wrong)

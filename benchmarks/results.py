@@ -1,0 +1,36 @@
+"""Figures that are kept, and their table."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+class Results:
+    """What has been measured, in a file that is whole after every figure."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.values: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+
+    def get(self, key: str, measure: Callable[[], Any]) -> Any:
+        """The figure of that name, measured if it is not there."""
+        if key not in self.values:
+            self.values[key] = measure()
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            temporary = self.file.with_name(f".{self.file.name}.tmp")
+            temporary.write_text(json.dumps(self.values, indent=1))
+            temporary.replace(self.file)
+        return self.values[key]
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown."""
+
+    def cell(value: object) -> str:
+        return f"{value:.3g}" if isinstance(value, float) and abs(value) < 100 else (
+            f"{value:.0f}" if isinstance(value, float) else str(value)
+        )  # fmt: skip
+
+    lines = ["| " + " | ".join(rows[0]) + " |", "|---" * len(rows[0]) + "|"]
+    return "\n".join(lines + ["| " + " | ".join(cell(row.get(k, "")) for k in rows[0]) + " |" for row in rows])
