@@ -18,11 +18,11 @@ from sliders.training.states import Lesson, StateSource
 from sliders.training.teacher import Teacher
 
 
-def language(counts: Sequence[int], tokens: int, repeats: int, now: Clock) -> Rows:
+def language(counts: Sequence[int], tokens: int, repeats: int, now: Clock, model: str = "smollm2") -> Rows:
     """Tokens a second with K sliders, ours and PEFT's adapters, against the base."""
-    backbone = CausalLMBackbone()
+    backbone = CausalLMBackbone(model)
     backbone.load()
-    other = CausalLMBackbone()
+    other = CausalLMBackbone(model)
     other.use(copy.deepcopy(backbone.lm), backbone.tokenizer)
     sliders = [random_slider(backbone, f"s{k}", ["full"], 8, k) for k in range(max(counts))]
     asked = backbone.encode(["Tell me about the sea."])
@@ -71,12 +71,12 @@ class AskedAnew(StateSource):
         return Lesson(kept.state, kept.question, base, direction, kept.weight)
 
 
-def language_training(concept: Concept, steps: int, repeats: int, now: Clock) -> Rows:
+def language_training(concept: Concept, steps: int, repeats: int, now: Clock, model: str = "smollm2") -> Rows:
     """A run with the teacher's answers cached against one with the teacher's passes in every step.
 
     Both see the same states and answers, so that their sliders are the same (`tests/test_benchmarks.py`).
     """
-    backbone, data = CausalLMBackbone(), ConceptData(concept, batch_size=4, magnitude=(0.3, 1.5))
+    backbone, data = CausalLMBackbone(model), ConceptData(concept, batch_size=4, magnitude=(0.3, 1.5))
     backbone.load()
     pool = Responses(sampled=48, tokens=40)
     with Adapter(backbone, backbone.select_targets(["full"]), 8, 8.0) as adapter:

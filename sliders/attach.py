@@ -232,7 +232,7 @@ def _is_taken(layer: nn.Module) -> bool:
 def _in_place_of(layer: nn.Module, update: _StackedUpdate) -> Iterator[None]:
     """Let an update run where the layer's `forward` ran."""
     before = vars(layer).get("forward")
-    layer.forward = update
+    layer.forward = update  # pyright: ignore[reportAttributeAccessIssue]
     try:
         yield
     finally:

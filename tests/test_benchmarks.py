@@ -5,13 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import speed, speed_language, speed_parts, sweep
 from benchmarks.results import Results
-from benchmarks.speed_effect import PROCEDURES, doubled_student
+from benchmarks.speed_effect import PROCEDURES, doubled_student, train
 from benchmarks.speed_language import AskedAnew
-from benchmarks.timing import Evaluations
+from benchmarks.timing import Evaluations, clock
 from sliders.attach import Adapter
 from sliders.backbones.causal_lm import CausalLMBackbone
 from sliders.concept import Concept
+from sliders.evaluation.judge import AttributeJudge
 from sliders.losses.erasure import LogProbabilityLoss
 from sliders.training.data import ConceptData
 from sliders.training.responses import Responses
@@ -19,10 +21,32 @@ from sliders.training.states import StateSource
 from sliders.training.teacher import Teacher
 from tests import tiny, tiny_lm
 from tests.training import runs
-from tests.training.conftest import base  # noqa: F401  (the fixture)
+
+NOW = clock(of_process=True)
+SMILE = Concept.load(Path("data/avatars/concepts/smile.yaml"))
+MOOD = Concept("mood", "you are a person", ["be happy"], ["be sad"], ["a dog", "day"], modality="text")
 
 
-def test_a_published_step_costs_what_the_published_code_s_costs(base: Path) -> None:  # noqa: F811
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Stable Diffusion."""
+    return tiny.save(tiny.stable_diffusion(), tmp_path_factory.mktemp("base") / "sd")
+
+
+@pytest.fixture
+def embedded(base: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The tiny model in the place of the embedded one."""
+    monkeypatch.setattr(speed_parts, "MODEL", str(base))
+    return base
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny language model."""
+    return tiny.save(tiny_lm.language_model("llama", tiny_lm.CHAT), tmp_path_factory.mktemp("lm") / "lm")
+
+
+def test_a_published_step_costs_what_the_published_code_s_costs(base: Path) -> None:
     """Rollout of k steps and the student's call, all doubled, and three calls of the teacher: 2 k + 8 evaluations."""
     backbone, how = runs.loaded(base), PROCEDURES["published"]
     data = ConceptData(runs.RICH, preserve_batch_size=1, **how.data)
@@ -52,17 +76,15 @@ def test_a_published_step_costs_what_the_published_code_s_costs(base: Path) -> N
     assert len(costs) > 1
 
 
-def test_asking_in_every_step_teaches_the_same(tmp_path: Path) -> None:
+def test_asking_in_every_step_teaches_the_same(words: Path, tmp_path: Path) -> None:
     """So that cached answers reach the same effect in as many steps."""
-    folder = tiny.save(tiny_lm.language_model("llama", tiny_lm.CHAT), tmp_path / "lm")
-    concept = Concept("mood", "you are a person", ["be happy"], ["be sad"], ["a dog", "day"], modality="text")
     factors, costs = [], []
     for wrap in (lambda states: states, AskedAnew):
-        backbone = CausalLMBackbone(str(folder), support=8, prompt_tokens=40)
+        backbone = CausalLMBackbone(str(words), support=8, prompt_tokens=40)
         source: StateSource = wrap(Responses(sampled=6, tokens=5))
         loss = LogProbabilityLoss(1.0)
         model = runs.module(Path(), source, 1e-3, ["full"], backbone, loss=loss)
-        factors.append(runs.fit(model, tmp_path, 4, concept=concept, data={"magnitude": (0.3, 1.0)}))
+        factors.append(runs.fit(model, tmp_path, 4, concept=MOOD, data={"magnitude": (0.3, 1.0)}))
         assert model.teacher is not None
         costs.append(model.teacher.evaluations)
     assert costs[1] == costs[0] + 4 * 2 * 3
@@ -76,3 +98,38 @@ def test_a_figure_is_measured_once(tmp_path: Path) -> None:
     assert Results(file).get("a", lambda: 1) == 1
     assert Results(file).get("a", lambda: pytest.fail("it is measured again")) == 1
     assert [path.name for path in file.parent.iterdir()] == ["figures.json"]
+
+
+class TestSections:
+    """Each runs to its end and gives rows with the same columns."""
+
+    def check(self, rows: list[dict[str, str | float]], count: int) -> None:
+        assert len(rows) == count
+        assert len({tuple(row) for row in rows}) == 1
+
+    def test_keys_dials_and_scaling(self, embedded: Path) -> None:
+        self.check(speed_parts.text_keys(1, NOW), 2)
+        self.check(speed_parts.dials((1, 2), 2, 2, 1, 5, NOW), 2)
+        self.check(speed_parts.scaling(SMILE, 1, NOW), 10)
+
+    @pytest.mark.slow
+    def test_step(self, embedded: Path) -> None:
+        """It compiles the model."""
+        self.check(speed_parts.step_cost(SMILE, 100, 1, NOW), 7)
+
+    def test_language(self, words: Path) -> None:
+        self.check(speed_language.language((1, 2), 3, 1, NOW, str(words)), 2)
+        self.check(speed_language.language_training(MOOD, 5, 1, NOW, str(words)), 2)
+
+    def test_training_to_effect(self, embedded: Path, tmp_path: Path) -> None:
+        judge, curves = AttributeJudge.load(Path("data/avatars/judge.safetensors")), {}
+        for name, how in PROCEDURES.items():
+            curves[name] = [train(speed_parts.base(), judge, SMILE, how, 0, 1, 2, 2, tmp_path, NOW)]
+        self.check(speed.effect_rows(curves), len(PROCEDURES))
+
+    def test_what_is_written(self, embedded: Path, tmp_path: Path) -> None:
+        speed.main(["keys"], tmp_path, tmp_path, repeats=1, processor_time=True)
+        sweep.main(tmp_path, tmp_path, ["default", "A three times"], steps=2, every=1, pictures=2, processor_time=True)
+        assert {file.name for file in tmp_path.glob("s*.*")} == {
+            f"{name}.{kind}" for name in ("speed", "sweep") for kind in ("md", "png", "json")
+        }

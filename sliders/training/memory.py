@@ -15,7 +15,7 @@ def _key(what: str, batches: tuple[TensorBatch, ...]) -> str:
     for batch in batches:
         for name, value in sorted(batch.items()):
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy())
+            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

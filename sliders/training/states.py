@@ -182,7 +182,7 @@ class Pool(Pooled):
     rows to preserve, every second pair of trajectories runs under a prompt to preserve.
 
     While the slider is still the identity, both signs lead along the same states, which are the base's, and one of them
-    is rolled out; what is said of these states is the same for all sliders on this base.
+    is rolled out for both; what is said of these states is the same for all sliders on this base.
 
     Args:
         trajectories: rolled out together; pairs share their noise and differ in the dial's sign.
@@ -190,7 +190,8 @@ class Pool(Pooled):
         refresh: training steps between two fillings.
         guidance: of the rollout.
         dial: largest magnitude of the dial during the rollout; each trajectory draws its own.
-        kept: states of each trajectory that the teacher is asked about, at depths drawn at random; None is all of them.
+        kept: states of each trajectory that the teacher is asked about, at depths drawn at random, twice as many where one
+            trajectory stands for a pair; None is all of them.
         chunk: rows the teacher is asked about in one call.
     """
 
@@ -214,9 +215,9 @@ class Pool(Pooled):
         questions, dials, seeds = [], [], []
         for pair in range((self.trajectories + 1) // 2):
             seed, magnitude = rng.randrange(2**31), rng.uniform(0, self.dial)
-            question = choose_question(teacher, any_kept and pair % 2 == 1, rng)
+            asked = choose_question(teacher, any_kept and pair % 2 == 1, rng)
             for dial in [0.0] if base_alone else [magnitude, -magnitude]:
-                questions.append(question)
+                questions.append(asked)
                 dials.append(dial)
                 seeds.append(seed)
         question, count = torch.tensor(questions), len(questions)
@@ -229,7 +230,7 @@ class Pool(Pooled):
         with nullcontext() if base_alone else adapter.dial(torch.tensor(dials)):
             how = f"visit {seeds} {self.steps} {self.guidance}"
             state = teacher.recall(how, (teacher.targets(question),), visit, lasting=base_alone)
-        kept = min(self.kept or self.steps, self.steps)
+        kept = self.steps if self.kept is None else min(self.kept * (1 + base_alone), self.steps)
         depths = [rng.sample(range(self.steps), kept) for _ in questions]
         index = torch.tensor(sorted(depth * count + k for k, drawn in enumerate(depths) for depth in drawn))
         state, question = take(state, index), question.repeat(self.steps)[index]

@@ -61,7 +61,7 @@ class Teacher:
         self.kept = torch.arange(len(moved), len(self.questions))
         self._empty = self._row("")
         with torch.no_grad():
-            encoded = [self.recall(p, (), lambda p=p: backbone.encode([p])) for p in self.prompts]
+            encoded = [self.recall(f"encode {p}", (), lambda p=p: backbone.encode([p])) for p in self.prompts]
         self.conditioning = join(encoded)
         self.evaluations = 0
 
@@ -119,17 +119,16 @@ class Teacher:
         columns = [[(row, *term) for row, term in enumerate(column) if term] for column in zip_longest(*terms)]
         columns = columns if with_base else columns[1:]
         calls = [column[k : k + chunk] for column in columns for k in range(0, len(column), chunk)]
-        answers = torch.cat(
-            [self._ask(state, *map(torch.tensor, zip(*[c[:2] for c in call], strict=True)), lasting) for call in calls]
-        )
+        answers = torch.cat([self._ask(state, call, lasting) for call in calls])
         rows, _, *shares = map(torch.tensor, zip(*(part for call in calls for part in call), strict=True))
         share = torch.stack(shares, 1).view(-1, 2, *[1] * (answers.dim() - 1)).to(answers)
         sums = answers.new_zeros(len(questions), 2, *answers.shape[1:])
         sums.index_add_(0, rows.to(answers.device), answers[:, None] * share)
         return sums[:, 0], sums[:, 1]
 
-    def _ask(self, state: TensorBatch, rows: Tensor, prompts: Tensor, lasting: bool) -> Tensor:
-        """One call of the model."""
+    def _ask(self, state: TensorBatch, call: Sequence[tuple[int, int, float, float]], lasting: bool) -> Tensor:
+        """One call of the model, about a prompt (second) at a state's row (first) each."""
+        rows, prompts = (torch.tensor(column) for column in list(zip(*call, strict=True))[:2])
         asked = take(state, rows), take(self.conditioning, prompts)
 
         def predict() -> TensorBatch:

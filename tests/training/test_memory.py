@@ -20,7 +20,7 @@ SWAPPED = Concept("swapped", "a person", ["a person with a hat"], ["a happy pers
 
 
 def numbers(*values: float) -> TensorBatch:
-    return {"x": torch.tensor(values)}
+    return {"x": torch.tensor(values, dtype=torch.float32)}
 
 
 def once(answer: TensorBatch) -> Callable[[], TensorBatch]:
