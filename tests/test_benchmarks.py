@@ -53,7 +53,7 @@ def test_a_published_step_costs_what_the_published_code_s_costs(base: Path) -> N
     costs = set()
     with Adapter(backbone, backbone.select_targets(["xattn"]), 2, 2.0) as adapter:
         count, source, teacher = Evaluations(backbone), how.states(), Teacher(backbone, runs.RICH, adapter)
-        for step in range(3):
+        for step in range(2):
             batch = data.step_batch(step)
             batch = runs.batch(batch.seeds[:1], step=step)
             before = count.rows
@@ -100,6 +100,7 @@ def test_a_figure_is_measured_once(tmp_path: Path) -> None:
     assert [path.name for path in file.parent.iterdir()] == ["figures.json"]
 
 
+@pytest.mark.slow
 class TestSections:
     """Each runs to its end and gives rows with the same columns."""
 
@@ -112,7 +113,6 @@ class TestSections:
         self.check(speed_parts.dials((1, 2), 2, 2, 1, 5, NOW), 2)
         self.check(speed_parts.scaling(SMILE, 1, NOW), 10)
 
-    @pytest.mark.slow
     def test_step(self, embedded: Path) -> None:
         """It compiles the model."""
         self.check(speed_parts.step_cost(SMILE, 100, 1, NOW), 7)
