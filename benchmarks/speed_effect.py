@@ -188,7 +188,9 @@ def train(
         backbone=backbone,
         loss=ErasureLoss(eta=1.0),
         states=how.states(),
-        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=how.lr, weight_decay=how.weight_decay),
+        optimizer=lambda parameters: torch.optim.AdamW(
+            parameters, lr=how.lr, weight_decay=how.weight_decay, fused=True
+        ),
         alpha=how.alpha,
     )
     count = Evaluations(backbone)

@@ -28,9 +28,10 @@ SETTINGS: dict[str, dict[str, Procedure]] = {
     "states": {
         "default": DEFAULT,
         "all states kept": replace(DEFAULT, states=lambda: Pool(kept=None)),
-        "kept 3": replace(DEFAULT, states=lambda: Pool(kept=3)),
+        "kept 2": replace(DEFAULT, states=lambda: Pool(kept=2)),
         "8 trajectories": replace(DEFAULT, states=lambda: Pool(trajectories=8)),
         "refresh 17": replace(DEFAULT, states=lambda: Pool(refresh=17)),
+        "refresh 50": replace(DEFAULT, states=lambda: Pool(refresh=50)),
         "never refreshed": replace(DEFAULT, states=lambda: Pool(refresh=10**9)),
         "fresh rollouts": replace(DEFAULT, states=lambda: Rollout(steps=12, guidance=1.0)),
     },
