@@ -7,12 +7,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from sliders.attach import Adapter, attach
 from sliders.backbones.base import AbstractBackbone
 from sliders.backbones.causal_lm import CausalLMBackbone
 from sliders.batch import TensorBatch, repeat, take
 from sliders.errors import SliderError
 from tests import tiny, tiny_lm
 from tests.backbones.contract import PROMPTS, BackboneContract, row
+from tests.factory import slider
+from tests.training.runs import equal, randomize
 
 SAID = ["a happy dog", "the day was sad and long", "it was"]
 
@@ -233,3 +236,40 @@ def test_likelihood_sees_the_prompt(llama: Path) -> None:
     one, two = (model.likelihood(state, model.encode([p])) for p in ("a dog", "you are sad\n\na dog"))
     assert (one - two).abs().max() > 1e-3
     assert take(state, torch.tensor([0]))["tokens"].shape == (1, 6)
+
+
+@pytest.mark.slow
+def test_compiled_it_is_the_same_model(tmp_path: Path) -> None:
+    """With a slider attached, with one in training, and bit by bit when they are gone."""
+    folder = str(tiny.save(tiny_lm.language_model("llama"), tmp_path / "lm"))
+    said: list[dict[str, torch.Tensor]] = []
+    for compiled in (False, True):
+        model = CausalLMBackbone(folder, prompt_tokens=48, compile=compiled)
+        model.load()
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        names = model.select_targets(["attention"])
+        state, prompt = model.responses(SAID[:2], 6), model.encode(PROMPTS[:2])
+        answers: dict[str, torch.Tensor] = {}
+        torch._dynamo.utils.counters.clear()
+        with torch.no_grad():
+            answers["base"] = model.predict(state, prompt)
+            assert (torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0) == compiled
+            with attach(model, [slider(model, dict.fromkeys(names, 2))], {"s": 1.0}):
+                answers["attached"] = model.predict(state, prompt)
+        with Adapter(model, names, 2, 2.0) as adapter:
+            randomize(adapter)
+            with adapter.dial(torch.tensor([1.0, -2.0])):
+                model.predict(state, prompt).square().mean().backward()
+            answers |= {f"gradient {k}": p.grad for k, p in enumerate(adapter.parameters()) if p.grad is not None}
+        with torch.no_grad():
+            assert torch.equal(model.predict(state, prompt), answers["base"])
+        assert equal(before, model.state_dict())
+        said.append(answers)
+    for name, wanted in said[0].items():
+        torch.testing.assert_close(said[1][name], wanted, rtol=1e-3, atol=1e-3, msg=name)
+    assert float((said[0]["attached"] - said[0]["base"]).abs().max()) > 1e-2
+
+
+def test_hidden_states_are_not_compiled() -> None:
+    with pytest.raises(SliderError, match="compile"):
+        CausalLMBackbone("smollm2", hidden_layers=[1], compile=True)
