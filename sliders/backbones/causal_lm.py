@@ -169,9 +169,13 @@ class CausalLMBackbone(AbstractBackbone):
 
     def save_slider(self, slider: Slider, folder: Path) -> Path:
         place = folder / slider.name
-        transposed = any(isinstance(layer, Conv1D) for layer in self.lm.modules())
-        peft.save(slider, place, self._place(), transposed)
+        peft.save(slider, place, self._place(), self.transposed)
         return place
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the layers keep their weights transposed, as GPT-2's do."""
+        return any(isinstance(layer, Conv1D) for layer in self.lm.modules())
 
     def usage(self, slider: Slider, saved: Path) -> list[str]:
         return [

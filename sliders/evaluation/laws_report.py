@@ -52,6 +52,16 @@ class Section:
             made.add_row(*row)
         return made
 
+    def html(self) -> str:
+        """For a page, with the picture inside."""
+        parts = [f"<h2>{html.escape(self.title)}</h2><p>{html.escape(self.says)}</p>"]
+        if self.figure is not None:
+            alt = html.escape(f"{self.title}: {self.says}")
+            parts.append(f'<img alt="{alt}" src="{_embedded(self.figure)}">')
+        if self.rows:
+            parts.append(f"<table>{_row(self.headings, 'th')}{''.join(_row(r, 'td') for r in self.rows)}</table>")
+        return "".join(parts)
+
 
 @dataclass
 class LawsReport:
@@ -73,14 +83,7 @@ class LawsReport:
     def page(self) -> str:
         """The report as HTML with its pictures inside."""
         parts = [f"<h1>{html.escape(self.title)}</h1><p class=note>{html.escape(self.note)}</p>"]
-        for section in self.sections:
-            parts.append(f"<h2>{html.escape(section.title)}</h2><p>{html.escape(section.says)}</p>")
-            if section.figure is not None:
-                parts.append(f'<img alt="{html.escape(section.title)}" src="{_embedded(section.figure)}">')
-            if section.rows:
-                parts.append(
-                    f"<table>{_row(section.headings, 'th')}{''.join(_row(r, 'td') for r in section.rows)}</table>"
-                )
+        parts += [section.html() for section in self.sections]
         head = f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(self.title)}</title>"
         return f"{head}<style>{_STYLE}</style><body>{''.join(parts)}</body></html>\n"
 

@@ -1,0 +1,195 @@
+"""The sliders that are there: those the page opens with, and what users have uploaded or made."""
+
+import hashlib
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from demo.safety import clean_name, clean_text
+from sliders import formats
+from sliders.algebra.edit import Translation
+from sliders.algebra.slider import Hinge, Slider
+from sliders.concept import Concept
+from sliders.console import say
+from sliders.errors import SliderError
+from sliders.formats.metadata import concept_of
+
+SHIPPED = {"image": Path("data/avatars/sliders"), "text": Path("data/text/sliders")}
+RUNS = Path("runs")
+UPLOADS_KEPT = 48
+_WORDS = 5
+_WIDEST = 4.0
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A slider or a hinge as the page shows it.
+
+    Args:
+        key: its name here, different from all others'; ``dial.name`` is the same.
+        dial: what it does, in float32.
+        ends: words for the dial's negative and positive side.
+        span: the range that was measured, or that it was trained for.
+        measured: what was measured, in words; empty where nothing is known.
+    """
+
+    key: str
+    dial: Slider | Hinge
+    ends: tuple[str, str]
+    span: tuple[float, float]
+    measured: str
+
+    @property
+    def sides(self) -> tuple[Slider, ...]:
+        """The slider, or both of a hinge."""
+        return (self.dial.left, self.dial.right) if isinstance(self.dial, Hinge) else (self.dial,)
+
+    @property
+    def text(self) -> bool:
+        """Whether it is for a language model."""
+        return any(module.startswith("lm.") for side in self.sides for module in side.update)
+
+
+def describe(key: str, dial: Slider | Hinge) -> Entry:
+    """An entry of that key, from what the dial's own file says of it."""
+    if isinstance(dial, Hinge):
+        left, right = describe(dial.left.name, dial.left), describe(dial.right.name, dial.right)
+        span = (min(left.span[0], 0.0), max(right.span[1], 0.0))
+        measured = f"below 0 it is {left.key}, above 0 {right.key}"
+        return Entry(
+            key, Hinge(key, _wide(dial.left), _wide(dial.right)), (left.ends[0], right.ends[1]), span, measured
+        )
+    span, measured = _effect(dial.metadata)
+    return Entry(key, replace(_wide(dial), name=key), _ends(dial), span, measured)
+
+
+def _wide(slider: Slider) -> Slider:
+    """In float32: files that are shipped are in half precision, in which products of factors round."""
+    return replace(slider, update=Translation({name: u.to(torch.float32) for name, u in slider.update.items()}))
+
+
+def _ends(slider: Slider) -> tuple[str, str]:
+    """What the concept's prompts say that its target does not, for the negative and the positive side."""
+    try:
+        concept = concept_of(slider)
+    except SliderError:
+        return "less", "more"
+    if concept.text is not None and any(module.startswith("lm.") for module in slider.update):
+        concept = concept.worded("text")
+    low, high = (_without_target(concept, prompts) for prompts in (concept.negatives, concept.positives))
+    return low or "less", high or "more"
+
+
+def _without_target(concept: Concept, prompts: Sequence[str]) -> str:
+    """Each prompt's first few words that are not in the target; all of them in one line."""
+    common = {"a", "an", "the"} | {word.strip(",.").lower() for word in concept.target.split()}
+    said = [[word for word in prompt.split() if word.strip(",.").lower() not in common] for prompt in prompts]
+    shown = [" ".join(words[:_WORDS]).strip(",. ") + ("…" if len(words) > _WORDS else "") for words in said]
+    return clean_text(", ".join(dict.fromkeys(text for text in shown if text)), 60)
+
+
+def _effect(metadata: Mapping[str, str]) -> tuple[tuple[float, float], str]:
+    """The measured range, and what was measured at its ends and at 0."""
+    try:
+        found = json.loads(metadata["sliders.effect"])
+        means = {float(dial): float(mean) for dial, mean in found["mean"].items()}
+        span = (max(min(means), -_WIDEST), min(max(means), _WIDEST))
+        said = ", ".join(f"{means[dial]:.2f} at {dial:+g}" for dial in (min(means), max(means)))
+        if not span[0] < 0 < span[1]:
+            raise ValueError("0 is not inside")
+        return span, f"measured {clean_text(str(found['measure']) or 'log-odds', 40)}: {said}"
+    except (KeyError, ValueError, TypeError, AttributeError):
+        pass
+    try:
+        low, high = (float(end) for end in json.loads(metadata["sliders.dial_range"]))
+        if -_WIDEST <= low < 0 < high <= _WIDEST:
+            return (low, high), "not measured; the range it was trained for"
+    except (KeyError, ValueError, TypeError):
+        pass
+    return (-2.0, 2.0), ""
+
+
+class Library:
+    """All entries of one model; safe to use from several threads.
+
+    Args:
+        opening: what every user sees.
+        kept: how many of the newest others are kept; each costs memory.
+    """
+
+    def __init__(self, opening: Iterable[Slider | Hinge], kept: int = UPLOADS_KEPT) -> None:
+        self._opening = {dial.name: describe(dial.name, dial) for dial in opening}
+        self._others: OrderedDict[str, Entry] = OrderedDict()
+        self._kept, self._lock = kept, threading.Lock()
+
+    @property
+    def opening(self) -> list[str]:
+        """The keys that every user begins with."""
+        return list(self._opening)
+
+    def __getitem__(self, key: str) -> Entry:
+        """An entry.
+
+        Raises:
+            SliderError: there is none of that key.
+        """
+        with self._lock:
+            if key in self._others:
+                self._others.move_to_end(key)
+                return self._others[key]
+        if key not in self._opening:
+            known = ", ".join(self._opening) or "none"
+            raise SliderError(f"there is no slider {clean_text(key)!r} (any more); those of this page are {known}")
+        return self._opening[key]
+
+    def entries(self, keys: Iterable[str]) -> list[Entry]:
+        """The entries of these keys, without those that have gone."""
+        with self._lock:
+            known = self._opening | self._others
+        return [known[key] for key in keys if key in known]
+
+    def add(self, dial: Slider | Hinge, content: bytes = b"") -> Entry:
+        """Keep a dial under its name, with a mark of its content where that tells others of the name apart."""
+        key = clean_name(dial.name, 90) + (f"-{hashlib.sha256(content).hexdigest()[:6]}" if content else "")
+        entry = describe(key, dial)
+        with self._lock:
+            self._others[key] = entry
+            while len(self._others) > self._kept:
+                self._others.popitem(last=False)
+        return entry
+
+
+def find(shipped: Path, runs: Path = RUNS) -> list[Path]:
+    """Where sliders lie without being named: in the repository, and those trained here, which go before."""
+    text = shipped == SHIPPED["text"]
+    found = {path.stem: path for path in sorted(shipped.glob("*")) if _is_slider(path, text)}
+    trained = {path.stem: path for path in sorted(runs.glob("*/*")) if path.stem == path.parent.name}
+    return list((found | {name: path for name, path in trained.items() if _is_slider(path, text)}).values())
+
+
+def _is_slider(path: Path, text: bool) -> bool:
+    return (path / "adapter_config.json").is_file() if text else path.suffix == ".safetensors"
+
+
+def load_opening(paths: Sequence[Path], fits: Mapping[str, str] | None = None) -> list[Slider | Hinge]:
+    """Read sliders; of two with one name the later.
+
+    Args:
+        paths: files or folders.
+        fits: the base that they must be made for, as metadata says it; those of another are left out and said so.
+            Without it nothing is left out.
+    """
+    found: dict[str, Slider | Hinge] = {}
+    for path in paths:
+        dial = formats.load_dial(path)
+        wrong = {key for key, value in (fits or {}).items() if dial.metadata.get(key, value) != value}
+        if wrong:
+            say(f"left out {path}: it was made for another base")
+            continue
+        found[dial.name] = dial
+    return list(found.values())

@@ -1,0 +1,51 @@
+"""What a page opens with."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from demo.library import SHIPPED, Library, find, load_opening
+from demo.safety import MEGABYTE, Shelf
+from demo.session import Session
+from sliders import formats
+from sliders.backbones.base import DiffusionBackbone
+from sliders.backbones.causal_lm import CausalLMBackbone
+from sliders.errors import SliderError
+from sliders.formats.metadata import check_base
+
+
+def open_session(
+    backbone: DiffusionBackbone,
+    language: CausalLMBackbone,
+    sliders: Sequence[Path] | None,
+    folder: Path,
+    judge: Path | None,
+    megabytes: float,
+) -> Session:
+    """Load the model of pictures and the sliders; the language model waits until it is asked.
+
+    Args:
+        backbone: the model of pictures.
+        language: the language model.
+        sliders: files of pictures and folders of language; None takes those in the repository, and of those in runs/
+            which were trained for these models.
+        folder: for everything that is written.
+        judge: file of the attribute judge; None for none.
+        megabytes: of the largest file that can be uploaded.
+
+    Raises:
+        SliderError: a slider that was named is not there or was made for another model.
+    """
+    if not megabytes > 0:
+        raise SliderError(f"--upload_mb is {megabytes:g}; it must be above 0")
+    backbone.load()
+    fingerprint = backbone.fingerprint()
+    if sliders is None:
+        images = load_opening(find(SHIPPED["image"]), {"sliders.base_fingerprint": fingerprint})
+        texts = load_opening(find(SHIPPED["text"]), {"sliders.base_model": language.base_model})
+    else:
+        images = load_opening([path for path in sliders if not formats.of_language(path)])
+        texts = load_opening([path for path in sliders if formats.of_language(path)])
+        for dial in images:
+            check_base(dial, fingerprint, backbone.base_model)
+    most_bytes = round(megabytes * MEGABYTE)
+    return Session(backbone, language, Library(images), Library(texts), Shelf(folder), judge, most_bytes)

@@ -1,0 +1,338 @@
+"""Everything that the page does, without the page: dials in, pictures and words out.
+
+Nothing of a user is kept here but the sliders that were uploaded or made, which have keys of their own; where dials
+stand comes with every request.  A model is used by one request at a time, which attaches its own sliders and lets go of
+them, so that two users cannot see each other's dials, and with all dials at 0 nothing is attached at all.
+"""
+
+import shutil
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from demo import studies, uploads
+from demo.comparison import Comparison, compare
+from demo.library import Entry, Library
+from demo.painting import Positions, Report, paint, quiet
+from demo.requests import FARTHEST, MOST_CHOSEN, Axis, Canvas, Drawn, Speech
+from demo.safety import MEGABYTE, Shelf, check_upload, clean_name, clean_text, whole, within
+from demo.studies import explain
+from demo.turns import Superseded, Turn, Turns
+from sliders.algebra.compose import combine
+from sliders.algebra.slider import Hinge, Slider
+from sliders.attach import attach
+from sliders.backbones.base import AbstractBackbone, DiffusionBackbone
+from sliders.backbones.causal_lm import CausalLMBackbone
+from sliders.concept import BETWEEN
+from sliders.errors import SliderError
+from sliders.evaluation.judge import AttributeJudge
+from sliders.evaluation.laws_report import Section
+from sliders.evaluation.plots import dial_label
+from sliders.evaluation.sampling import scenes
+from sliders.evaluation.stages import picture_stage, text_stage
+from sliders.evaluation.text import Speaking
+from sliders.formats import diffusers, hinge, peft
+from sliders.formats.metadata import check_one_base, describe_composed
+
+_BASES_KEPT = 64
+
+
+@dataclass
+class Session:
+    """The models, the sliders, and what can be done with them.
+
+    Args:
+        backbone: the model of pictures, loaded.
+        language: the language model, which is loaded when it is first asked.
+        images, texts: sliders that every user begins with.
+        shelf: where files for users are written.
+        judge: file of the attribute judge, for dose and response; None for none.
+        most_bytes: of an uploaded file.
+    """
+
+    backbone: DiffusionBackbone
+    language: CausalLMBackbone
+    images: Library
+    texts: Library
+    shelf: Shelf
+    judge: Path | None = None
+    most_bytes: int = 32 * MEGABYTE
+    painting: Turns = field(default_factory=Turns)
+    speaking: Turns = field(default_factory=Turns)
+
+    def __post_init__(self) -> None:
+        self._bases: OrderedDict[Canvas, Tensor] = OrderedDict()
+        self._loading, self._plotting = threading.Lock(), threading.Lock()
+
+    # Pictures
+
+    def draw(self, user: str, canvas: Canvas, positions: Positions, report: Report = quiet) -> Drawn:
+        """The base and the result, of one seed.
+
+        Raises:
+            Superseded: the user has asked for another picture meanwhile.
+        """
+        began = time.perf_counter()
+        turned, dials = self._dials(self.images, positions)
+        with self.painting.take(user) as turn:
+            base = self._base(turn, canvas, report)
+            if not turned or canvas.start == canvas.steps:
+                return Drawn(base, base, time.perf_counter() - began)
+            with turn.alone():
+                result = paint(self.backbone, dials, [canvas.row(turned)], canvas.sampling(), _checked(turn, report))[0]
+        return Drawn(base, result, time.perf_counter() - began)
+
+    def _base(self, turn: Turn, canvas: Canvas, report: Report) -> Tensor:
+        """The base's own picture, which is painted once."""
+        key = replace(canvas, start=0)
+        with turn.alone():
+            if key not in self._bases:
+                self._bases[key] = paint(
+                    self.backbone, [], [canvas.row({})], canvas.sampling(), _checked(turn, report)
+                )[0]
+            self._bases.move_to_end(key)
+            while len(self._bases) > _BASES_KEPT:
+                self._bases.popitem(last=False)
+            return self._bases[key]
+
+    def grid(
+        self, user: str, canvas: Canvas, positions: Positions, across: Axis, down: Axis | None = None,
+        report: Report = quiet,
+    ) -> Tensor:  # fmt: skip
+        """Pictures ``[across, down, 3, h, w]``; the other dials stay where they are."""
+        if down is not None and down.key == across.key:
+            raise SliderError("both axes are the same dial; choose two")
+        rows = [
+            {**positions, across.key: x, **({down.key: y} if down else {})}
+            for x in across.positions
+            for y in (down.positions if down else [0.0])
+        ]
+        _, dials = self._dials(self.images, {**positions, **{axis.key: 1.0 for axis in (across, down) if axis}})
+        with self.painting.take(user) as turn, turn.alone():
+            pictures = paint(
+                self.backbone, dials, [canvas.row(row) for row in rows], canvas.sampling(), _checked(turn, report)
+            )
+        return pictures.unflatten(0, (int(across.count), -1))
+
+    def compare(self, user: str, canvas: Canvas, key: str, position: float, report: Report = quiet) -> Comparison:
+        """One slider looked at closely; see `demo.comparison`."""
+        within(position, f"the dial of {clean_text(key)}", -FARTHEST, FARTHEST)
+        if not position:
+            raise SliderError("at 0 the slider does nothing; choose a position away from 0")
+        with self.painting.take(user) as turn, turn.alone():
+            return compare(
+                self.backbone, self.images[key], canvas.scene, position, canvas.sampling(), _checked(turn, report)
+            )
+
+    # Words
+
+    def write(self, user: str, speech: Speech, positions: Positions) -> Iterator[tuple[str, str]]:
+        """The base's answer and that with the sliders, as they grow; both have one seed.
+
+        The model is let go of after each token, so that several users' answers grow side by side.  A newer request of
+        the user, or `stop`, ends it.
+        """
+        model = self.load_language()
+        turned, dials = self._dials(self.texts, positions)
+        asked = model.encode([speech.instruction + BETWEEN + speech.message]) if speech.chat else model.encode_plain(
+            [BETWEEN.join(part for part in (speech.instruction, speech.message) if part)]
+        )  # fmt: skip
+        both = {name: torch.cat([value, value]) for name, value in asked.items()}
+        tokens = model.stream(both, [int(speech.seed)] * 2, int(speech.tokens), speech.temperature)
+        rows = {key: torch.tensor([0.0, position]) for key, position in turned.items()}
+        said: list[Tensor] = []
+        with self.speaking.take(user) as turn:
+            while True:
+                try:
+                    with turn.alone(), attach(model, dials) as attached:
+                        attached.set(rows)
+                        token = next(tokens, None)
+                except Superseded:
+                    return
+                if token is None:
+                    return
+                said.append(token)
+                base, result = (self._decode(torch.stack(said)[:, row]) for row in range(2))
+                yield base, result if turned else base
+
+    def _decode(self, tokens: Tensor) -> str:
+        """Text so far, without half of a character."""
+        return self.language.tokenizer.decode(tokens.tolist(), skip_special_tokens=True).rstrip("\ufffd")
+
+    def load_language(self) -> CausalLMBackbone:
+        """The language model, read or fetched when it is first asked for.
+
+        Raises:
+            SliderError: it is not there and cannot be fetched; the message says what to do.
+        """
+        with self._loading:
+            if self.language.lm is None:
+                self.language.load()
+                for entry in self.texts.entries(self.texts.opening):
+                    for side in entry.sides:
+                        uploads.check(side, self.language)
+        return self.language
+
+    def stop(self, user: str) -> None:
+        """End what the user has asked of either model."""
+        self.painting.stop(user)
+        self.speaking.stop(user)
+
+    # Sliders
+
+    def library(self, key: str) -> Library:
+        """Which of the two an entry of this key is in."""
+        return self.texts if self.texts.entries([key]) else self.images
+
+    def make_hinge(self, left: str, right: str) -> Entry:
+        """A dial that is one slider below 0 and another above."""
+        library = self.library(left)
+        sides = [library[key].dial for key in (left, right)]
+        if not all(isinstance(side, Slider) for side in sides):
+            raise SliderError("a hinge is made of two sliders, and one of these is a hinge already")
+        if left == right:
+            raise SliderError(f"both sides are {left}; choose another one for one of them")
+        one, two = (side for side in sides if isinstance(side, Slider))
+        return library.add(Hinge(f"{left}|{right}", one, two))
+
+    def upload(self, file: Path) -> Entry:
+        """Take in a slider's file.
+
+        Raises:
+            SliderError: it is none, or not for a model of this page; in words for the one who uploaded it.
+        """
+        check_upload(file, self.most_bytes)
+        slider, text = uploads.read(file)
+        model: AbstractBackbone = self.load_language() if text else self.backbone
+        turns, library = (self.speaking, self.texts) if text else (self.painting, self.images)
+        with turns.lock:
+            uploads.check(slider, model)
+        return library.add(slider, file.read_bytes())
+
+    def download(self, key: str) -> Path:
+        """A slider's file; of a hinge and of a language model's slider a zip of its folder."""
+        library = self.library(key)
+        return self._file(library[key].dial, key, library is self.texts)
+
+    def composition(self, positions: Positions) -> Path:
+        """All dials as they stand, as one slider's file whose weight 1 is what is seen.
+
+        Raises:
+            SliderError: all stand at 0, or they are of two models.
+        """
+        libraries = {id(library): library for library in map(self.library, positions)}
+        if len(libraries) > 1:
+            raise SliderError("sliders of pictures and of language do not compose; they change different models")
+        library = next(iter(libraries.values()), self.images)
+        turned, dials = self._dials(library, positions)
+        if not turned:
+            raise SliderError("all dials stand at 0, so that there is nothing to download; turn one")
+        check_one_base(dials)
+        said = {"how": "sum", "parts": [{"name": name, "dial": dial} for name, dial in turned.items()]}
+        name = clean_name("_".join(f"{name}{dial_label(round(dial, 2))}" for name, dial in turned.items()), 60)
+        update = combine([(dial, turned[dial.name]) for dial in dials])
+        made = Slider(name, update, describe_composed(name, said, dials))
+        return self._file(made, name, library is self.texts)
+
+    def _file(self, dial: Slider | Hinge, name: str, text: bool) -> Path:
+        """Write a dial for download."""
+        place = self.shelf.place(name)
+
+        def write(slider: Slider, where: Path) -> None:
+            if text:
+                peft.save(slider, where, self.language.base_model, self.load_language().transposed)
+            else:
+                diffusers.save(slider, where)
+
+        if isinstance(dial, Hinge):
+            hinge.save(dial, place, write, "" if text else ".safetensors")
+        elif text:
+            write(dial, place)
+        else:
+            place = place.with_name(f"{place.name}.safetensors")
+            write(dial, place)
+            return place
+        return Path(shutil.make_archive(str(place), "zip", place))
+
+    # Algebra
+
+    def relations(self, keys: Sequence[str]) -> str:
+        """What sliders share, from their factors alone, as HTML."""
+        with self._plotting:
+            return _html(studies.from_factors(self._chosen(keys)))
+
+    def measure(self, user: str, canvas: Canvas, keys: Sequence[str], count: int, report: Report = quiet) -> str:
+        """What sliders do together and alone, measured at states of ``count`` scenes of the canvas, as HTML."""
+        entries, count = self._chosen(keys), whole(count, "the number of scenes", 1, 8)
+        wanted = scenes([canvas.prompt], count, canvas.seed)
+        text = entries[0].text
+        model = self.load_language() if text else self.backbone
+        with (self.speaking if text else self.painting).take(user) as turn, turn.alone(), self._plotting:
+            told = _checked(turn, report)
+            if isinstance(model, CausalLMBackbone):
+                stage = text_stage(model, "", [canvas.prompt] * count, Speaking(first_seed=canvas.seed))
+            else:
+                stage = picture_stage(model, wanted, canvas.sampling())
+            sections = studies.measured(stage, entries, told)
+            if len(entries) > 1 and not text:
+                sections.append(studies.order_in_time(self.backbone, entries, wanted, canvas.sampling(), told))
+            return _html(sections)
+
+    def dose(self, user: str, canvas: Canvas, keys: Sequence[str], count: int, report: Report = quiet) -> str:
+        """What the judge says of each dial's range on ``count`` held-out scenes, as HTML."""
+        entries, count = self._chosen(keys), whole(count, "the number of scenes", 1, 16)
+        if self.judge is None:
+            raise SliderError("this page has no judge, and without one nobody reads the pictures")
+        judge = AttributeJudge.load(self.judge)
+        with self.painting.take(user) as turn, turn.alone(), self._plotting:
+            told = _checked(turn, report)
+            made = [studies.dose(self.backbone, entry, judge, count, canvas.sampling(), told) for entry in entries]
+            return _html(made)
+
+    def explain(self, key: str) -> str:
+        """What an update is and what it is most like, as HTML."""
+        library = self.library(key)
+        model = self.load_language() if library is self.texts else self.backbone
+        with self._plotting:
+            return _html(explain(model, library[key], library.entries(library.opening)))
+
+    def _chosen(self, keys: Sequence[str]) -> list[Entry]:
+        """Entries of one model.
+
+        Raises:
+            SliderError: there are none, too many, or they are of two models.
+        """
+        if not 1 <= len(keys) <= MOST_CHOSEN:
+            raise SliderError(f"{len(keys)} sliders are chosen; choose 1 to {MOST_CHOSEN}")
+        entries = [self.library(key)[key] for key in dict.fromkeys(keys)]
+        if len({entry.text for entry in entries}) > 1:
+            raise SliderError("sliders of pictures and of language change different models; choose those of one")
+        return entries
+
+    def _dials(self, library: Library, positions: Positions) -> tuple[dict[str, float], list[Slider | Hinge]]:
+        """The dials that are turned, and where to."""
+        turned = {key: within(p, f"the dial of {clean_text(key)}", -FARTHEST, FARTHEST) for key, p in positions.items()}
+        turned = {key: position for key, position in turned.items() if position}
+        if len(turned) > MOST_CHOSEN:
+            raise SliderError(f"{len(turned)} dials are turned; at most {MOST_CHOSEN} can be at once")
+        return turned, [library[key].dial for key in turned]
+
+
+def _checked(turn: Turn, report: Report) -> Report:
+    """A report that also ends what a newer request has superseded."""
+
+    def told(done: int, total: int, what: str) -> None:
+        turn.check()
+        report(done, total, what)
+
+    return told
+
+
+def _html(sections: Sequence[Section]) -> str:
+    return "".join(f'<section class="study">{section.html()}</section>' for section in sections)

@@ -1,0 +1,56 @@
+"""A session on tiny models, with sliders of both."""
+
+from pathlib import Path
+
+import pytest
+
+from demo.library import Library
+from demo.safety import Shelf
+from demo.session import Session
+from sliders.algebra.slider import Slider
+from sliders.backbones.base import AbstractBackbone
+from sliders.backbones.causal_lm import CausalLMBackbone
+from sliders.backbones.unet import UNetBackbone
+from sliders.concept import Concept
+from sliders.formats.metadata import describe
+from tests import tiny, tiny_lm
+from tests.evaluation.conftest import random_slider
+
+HAPPY = Concept("happy", "a person", ["a happy person"], ["a sad person", "a dog"])
+MOOD = Concept("mood", "you are a person", ["you are a happy person"], ["you are a sad person"], modality="text")
+
+
+def described(concept: Concept, model: AbstractBackbone, target: str, name: str = "") -> Slider:
+    """A random slider that says what it is, as one that was trained does."""
+    update = random_slider(model, target).update
+    said = describe(concept, model.base_model, model.fingerprint(), 2, 2.0, [target], 1.5, {})
+    return Slider(name or concept.name, update, {**said, "sliders.name": name or concept.name})
+
+
+@pytest.fixture(scope="package")
+def painter(tmp_path_factory: pytest.TempPathFactory) -> UNetBackbone:
+    """A tiny model of pictures."""
+    model = UNetBackbone(str(tiny.save(tiny.stable_diffusion(), tmp_path_factory.mktemp("base") / "sd")))
+    model.load()
+    return model
+
+
+@pytest.fixture(scope="package")
+def speaker(tmp_path_factory: pytest.TempPathFactory) -> CausalLMBackbone:
+    """A tiny language model."""
+    folder = tiny.save(tiny_lm.language_model("llama", tiny_lm.CHAT), tmp_path_factory.mktemp("base") / "lm")
+    model = CausalLMBackbone(str(folder), prompt_tokens=64)
+    model.load()
+    return model
+
+
+@pytest.fixture
+def session(painter: UNetBackbone, speaker: CausalLMBackbone, tmp_path: Path) -> Session:
+    """With three sliders of pictures, one of them on the text encoder, and one of language."""
+    images = [
+        described(HAPPY, painter, "xattn"),
+        described(HAPPY, painter, "selfattn", "other"),
+        described(HAPPY, painter, "text-encoder", "words"),
+    ]
+    texts = [described(MOOD, speaker, "attention")]
+    return Session(painter, speaker, Library(images), Library(texts), Shelf(tmp_path / "shelf"), None, 2**20)
