@@ -3,11 +3,12 @@
 Their metadata, with the measured effect, is kept.  Half precision moves no factor by more than 0.05 %.
 """
 
+import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from jsonargparse import auto_cli
 
 from demo.library import SHIPPED
 from sliders import formats
@@ -16,13 +17,13 @@ from sliders.console import say
 from sliders.formats import diffusers, peft
 
 
-def ship(slider: list[Path]) -> None:
+def ship(sliders: Sequence[Path]) -> None:
     """Write sliders into data/.
 
     Args:
-        slider: files of sliders of pictures, folders of sliders of language models.
+        sliders: files of sliders of pictures, folders of sliders of language models.
     """
-    for path in slider:
+    for path in sliders:
         loaded = formats.load(path)
         half = replace(loaded, update=Translation({m: u.to(torch.float16) for m, u in loaded.update.items()}))
         if formats.of_language(path):
@@ -35,4 +36,4 @@ def ship(slider: list[Path]) -> None:
 
 
 if __name__ == "__main__":
-    auto_cli(ship, as_positional=True)
+    ship([Path(argument) for argument in sys.argv[1:]])

@@ -28,18 +28,21 @@ def whole(value: float, name: str, low: int, high: int) -> int:
     Raises:
         SliderError: it is none, or outside.
     """
-    if not low <= value <= high or value != int(value):  # also refuses NaN
-        raise SliderError(f"{name} is {value:g}; it must be a whole number from {low} to {high}")
-    return int(value)
+    number = within(value, name, low, high)
+    if number != int(number):
+        raise SliderError(f"{name} is {number:g}; it must be a whole number")
+    return int(number)
 
 
 def within(value: float, name: str, low: float, high: float) -> float:
     """A number within limits.
 
     Raises:
-        SliderError: it is outside.
+        SliderError: it is none, or outside.
     """
-    if not low <= value <= high:
+    if not isinstance(value, int | float):
+        raise SliderError(f"{name} is not a number")
+    if not low <= value <= high:  # also refuses NaN
         raise SliderError(f"{name} is {value:g}; it must be from {low:g} to {high:g}")
     return float(value)
 
@@ -48,8 +51,10 @@ def short(text: str, name: str, most: int) -> str:
     """A text that is not too long.
 
     Raises:
-        SliderError: it is.
+        SliderError: it is, or it is none.
     """
+    if not isinstance(text, str):
+        raise SliderError(f"{name} is not text")
     if len(text) > most:
         raise SliderError(f"{name} has {len(text)} characters; at most {most} can be used here")
     return text

@@ -395,7 +395,7 @@ def test_uploads_are_limited_in_number(session: Session, painter: UNetBackbone) 
         (lambda s: Canvas("x" * 301), "at most 300"),
         (lambda s: Canvas("x", steps=51), "from 1 to 50"),
         (lambda s: Canvas("x", seed=-1), "the seed"),
-        (lambda s: Canvas("x", seed=1.5), "whole number"),
+        (lambda s: Canvas("x", seed=1.5), "whole number"),  # pyright: ignore[reportArgumentType]
         (lambda s: Canvas("x", guidance=float("nan")), "guidance"),
         (lambda s: Canvas("x", steps=4, start=5), "start step"),
         (lambda s: Axis("happy", count=99), "number of positions"),

@@ -1,0 +1,102 @@
+"""The page: layout alone.  What it does is in `demo.session`, and each tab's layout in `demo.tabs`."""
+
+import os
+from pathlib import Path
+
+import gradio as gr
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from demo import api
+from demo.session import Session
+from demo.tabs import algebra, compare, images, text
+from demo.theme import theme
+from sliders.errors import SliderError
+
+HERE = Path(__file__).parent
+HOUR = 3600
+PROMPT = "a person with a beard"
+
+
+def build(session: Session, prompt: str = PROMPT) -> gr.Blocks:
+    """The whole page for a session."""
+    with gr.Blocks(title="Concept sliders", analytics_enabled=False, delete_cache=(HOUR, HOUR)) as page:
+        gr.HTML(
+            '<header class="masthead"><h1>Concept <span class="mark">sliders</span></h1><p>Each dial is a small update '
+            "of a frozen model. Turn it, and see what the model knows about the concept; at 0 it is the model itself."
+            "</p></header>"
+        )
+        with gr.Tabs():
+            with gr.Tab("Images", id="images"):
+                easel, pictures = images.build(session, prompt, page)
+            with gr.Tab("Text", id="text"):
+                language = text.build(session)
+            with gr.Tab("Algebra", id="algebra") as algebra_tab:
+                algebra.build(session, algebra_tab, easel, {"images": pictures, "texts": language})
+            with gr.Tab("Compare", id="compare") as compare_tab:
+                compare.build(session, compare_tab, easel, pictures)
+        api.build(session)
+    return page
+
+
+class OnlyOwnFiles:
+    """Refuses what Gradio would fetch from elsewhere for a client (``file=http...``)."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope.get("path", "").lower()
+        if scope["type"] == "http" and ("file=http" in path or "/proxy=" in path):
+            await send({"type": "http.response.start", "status": 403, "headers": []})
+            await send({"type": "http.response.body", "body": b"only files of this page"})
+            return
+        await self.app(scope, receive, send)
+
+
+def launch(
+    session: Session,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    auth: str | None = None,
+    queue: int = 32,
+    block: bool = True,
+) -> gr.Blocks:
+    """Serve the page.
+
+    Args:
+        session: what it does.
+        host: address to listen on.
+        port: a free one from 7860 on unless given.
+        auth: USER:PASSWORD that the page asks for.
+        queue: requests that may wait; more are turned away.
+        block: until it is stopped; otherwise return while it runs.
+    """
+    user, colon, password = (auth or "").partition(":")
+    if auth and not (user and colon and password):
+        raise SliderError("--auth must be USER:PASSWORD, both not empty")
+    if queue < 1:
+        raise SliderError(f"--queue is {queue}; it must be at least 1")
+    os.environ["GRADIO_TEMP_DIR"] = str(session.shelf.folder)
+    page = build(session)
+    page.queue(max_size=queue, default_concurrency_limit=4)
+    page.launch(
+        server_name=host,
+        server_port=port,
+        auth=(user, password) if auth else None,
+        max_file_size=session.most_bytes,
+        allowed_paths=[],
+        share=False,
+        quiet=True,
+        show_error=False,
+        ssr_mode=False,
+        enable_monitoring=False,
+        prevent_thread_lock=not block,
+        theme=theme(),
+        css_paths=HERE / "page.css",
+        head_paths=HERE / "head.html",
+        footer_links=["api"],
+        favicon_path=HERE / "favicon.svg",
+        app_kwargs={"middleware": [Middleware(OnlyOwnFiles)]},
+    )
+    return page

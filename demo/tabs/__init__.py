@@ -1,0 +1,1 @@
+"""The page, tab by tab: layout and listeners alone."""

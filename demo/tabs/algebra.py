@@ -1,0 +1,64 @@
+"""What sliders share, what they do to each other, and what an update is."""
+
+from typing import Any
+
+import gradio as gr
+
+from demo.session import Session
+from demo.tabs.images import Easel
+from demo.widgets import AT_ONCE, PROGRESS, Board, Values, humane, told, user_of
+
+_PICTURES, _LANGUAGE = "of pictures", "of language"
+
+
+def build(session: Session, tab: gr.Tab, easel: Easel, boards: dict[str, Board]) -> None:
+    """Put the tab on the page.
+
+    Args:
+        session: that does it.
+        tab: it is in; what can be chosen is read anew when it is opened.
+        easel: whose prompt, seed, steps and guidance the measurements of pictures use.
+        boards: of the two kinds of sliders, pictures first.
+    """
+    named: dict[str, Board] = dict(zip((_PICTURES, _LANGUAGE), boards.values(), strict=True))
+    opening = session.images.opening
+    kind = gr.Radio(list(named), value=_PICTURES, label="Sliders")
+    chosen = gr.CheckboxGroup(opening, value=opening, label="Which", elem_id="chosen")
+    with gr.Row():
+        relate = gr.Button("Overlap and predictions", variant="primary", elem_id="relate")
+        measure = gr.Button("Measure interference and straightness", elem_id="measure")
+        dose = gr.Button("Dose and response", elem_id="dose")
+        count = gr.Slider(1, 8, 3, step=1, label="Scenes to measure on", min_width=160)
+    with gr.Row(equal_height=True):
+        what = gr.Dropdown(opening, label="Explain an update (upload yours on the Images or Text tab)", scale=3)
+        explain = gr.Button("Explain it", scale=1, elem_id="explain")
+    shown = gr.HTML(elem_id="studies")
+
+    def known(picked: str, *keys: list[str]) -> tuple[Any, Any]:
+        there = dict(zip(named, keys, strict=True))[picked]
+        return gr.update(choices=there, value=there), gr.update(choices=[key for each in keys for key in each])
+
+    @humane
+    def relations(values: Values) -> str:
+        return session.relations(values[chosen])
+
+    @humane
+    def measured(values: Values, request: gr.Request, progress: gr.Progress = PROGRESS) -> str:
+        return session.measure(user_of(request), easel.canvas(values), values[chosen], values[count], told(progress))
+
+    @humane
+    def dosed(values: Values, request: gr.Request, progress: gr.Progress = PROGRESS) -> str:
+        return session.dose(user_of(request), easel.canvas(values), values[chosen], values[count], told(progress))
+
+    @humane
+    def explained(key: str | None) -> str:
+        return session.explain(key or "")
+
+    private: dict[str, Any] = {"api_visibility": "private"}
+    shared: dict[str, Any] = {**private, "concurrency_id": "pictures", "concurrency_limit": AT_ONCE}
+    listed = [kind, *(board.keys for board in boards.values())]
+    gr.on([tab.select, kind.change], known, listed, [chosen, what], show_progress="hidden", **private)
+    relate.click(relations, {chosen}, shown, **shared)
+    measure.click(measured, easel.components | {chosen, count}, shown, **shared)
+    dose.click(dosed, easel.components | {chosen, count}, shown, **shared)
+    explain.click(explained, what, shown, **shared)

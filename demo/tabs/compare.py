@@ -1,0 +1,42 @@
+"""One slider looked at closely."""
+
+from typing import Any
+
+import gradio as gr
+
+from demo import pictures
+from demo.session import Session
+from demo.tabs.images import Easel
+from demo.widgets import AT_ONCE, PROGRESS, Board, Values, humane, told, user_of
+from sliders.errors import SliderError
+
+
+def build(session: Session, tab: gr.Tab, easel: Easel, board: Board) -> None:
+    """Put the tab on the page; it paints what the Images tab's prompt, seed and sampling say."""
+    opening = session.images.opening
+    with gr.Row(equal_height=True):
+        key = gr.Dropdown(opening, value=opening[0] if opening else None, label="Slider", elem_id="compared")
+        position = gr.Slider(-2, 2, 1, step=0.25, label="Look at it at dial")
+        look = gr.Button("Look closely", variant="primary", elem_id="look")
+    gr.Markdown(
+        "Its range as a film; what changed in the picture; and, by turning parts of it off, where in the network and "
+        "at which steps of sampling it acts. Prompt, seed and sampling are those of the Images tab.",
+        elem_classes="status",
+    )
+    shown = gr.HTML(elem_id="comparison")
+
+    @humane
+    def compare(values: Values, request: gr.Request, progress: gr.Progress = PROGRESS) -> str:
+        if not values[key]:
+            raise SliderError("choose a slider to look at")
+        canvas = easel.canvas(values)
+        return pictures.comparison(
+            session.compare(user_of(request), canvas, values[key], values[position], told(progress)), values[key]
+        )
+
+    private: dict[str, Any] = {"api_visibility": "private"}
+    tab.select(lambda keys: gr.update(choices=keys), board.keys, key, show_progress="hidden", **private)
+    look.click(
+        compare, easel.components | {key, position}, shown, concurrency_id="pictures", concurrency_limit=AT_ONCE,
+        **private,
+    )  # fmt: skip

@@ -1,0 +1,80 @@
+"""Slider files: sent, fetched, and two of them made into one dial.  The Images and the Text tab each have this."""
+
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.blocks import Block
+
+from demo.library import Entry
+from demo.session import Session
+from demo.widgets import Board, Values, humane
+from sliders.errors import SliderError
+
+
+def build(session: Session, board: Board, text: bool) -> None:
+    """Put it on the page.
+
+    Args:
+        session: that does it.
+        board: the tab's dials, of which there is one more after an upload.
+        text: whether the tab is the language model's.
+    """
+    what = "language" if text else "pictures"
+    library = session.texts if text else session.images
+    with gr.Accordion("Slider files: upload, download, make a hinge", open=False), gr.Row():
+        with gr.Column():
+            sent = gr.File(
+                label=f"Upload a slider of {what} (.safetensors, at most {session.most_bytes / 2**20:.0f} MB)",
+                file_types=[".safetensors"],
+                height=120,
+                elem_id=f"upload-{what}",
+            )
+            said = gr.Markdown(elem_classes="status", elem_id=f"uploaded-{what}")
+        with gr.Column():
+            left = gr.Dropdown(library.opening, label="Hinge: below 0")
+            right = gr.Dropdown(library.opening, label="Hinge: above 0")
+            join = gr.Button("Make the hinge", size="sm")
+        with gr.Column():
+            one = gr.Dropdown(library.opening, label="Download one slider")
+            get_one = gr.Button("Download it", size="sm")
+            get_all = gr.Button("Download all dials as they stand, as one file", size="sm")
+            got = gr.File(label="Your file", interactive=False, height=70, elem_id=f"download-{what}")
+    choices = [left, right, one]
+
+    def added(values: Values, entry: Entry) -> dict[Block, Any]:
+        keys, changes = board.with_one_more(values, entry)
+        return {**changes, **{choice: gr.update(choices=keys) for choice in choices}}
+
+    @humane
+    def upload(values: Values) -> dict[Block, Any]:
+        if not values[sent]:
+            return {said: ""}
+        entry = session.upload(Path(values[sent]))
+        if entry.text != text:
+            raise SliderError(f"{entry.key} is a slider of the other model; upload it on the other tab")
+        return {**added(values, entry), said: f"**{entry.key}** is a dial now."}
+
+    @humane
+    def hinge(values: Values) -> dict[Block, Any]:
+        if not values[left] or not values[right]:
+            raise SliderError("choose a slider for below 0 and one for above 0")
+        entry = session.make_hinge(values[left], values[right])
+        return {**added(values, entry), said: f"**{entry.key}** is a dial now."}
+
+    @humane
+    def download(values: Values) -> str:
+        if not values[one]:
+            raise SliderError("choose a slider to download")
+        return str(session.download(values[one]))
+
+    @humane
+    def compose(values: Values) -> str:
+        return str(session.composition(board.positions(values)))
+
+    changed = [board.keys, *board.dials, *choices, said]
+    private: dict[str, Any] = {"api_visibility": "private", "concurrency_id": what}
+    sent.upload(upload, {board.keys, sent}, changed, **private)
+    join.click(hinge, {board.keys, left, right}, changed, **private)
+    get_one.click(download, {one}, got, **private)
+    get_all.click(compose, board.components, got, **private)
