@@ -5,10 +5,11 @@ BIN := $(VENV)/bin
 CONFIG ?= configs/avatars/smile.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test slow lint types check
+.PHONY: help install train test slow lint types check demo
 
 help:
 	@echo "make train   install into .venv and train a slider (CONFIG=$(CONFIG))"
+	@echo "make demo    install into .venv and open the demo in a browser at http://127.0.0.1:7860"
 	@echo "make test    install into .venv and run the unit tests"
 	@echo "make slow    the tests that train or sample the embedded model"
 	@echo "make check   lint and types"
@@ -22,6 +23,9 @@ install: $(VENV)/.installed
 
 train: install
 	$(BIN)/python train.py --config $(CONFIG)
+
+demo: install
+	$(BIN)/sliders demo
 
 test: install  # a process for each core, a thread for each process
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' -n auto

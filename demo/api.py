@@ -4,9 +4,10 @@ Dials are given as ``{"smile": 1.0}``, and pictures come as links that contain t
 ``/sliders``; those of uploads are what ``/upload`` says.
 """
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import gradio as gr
 
@@ -17,6 +18,8 @@ from demo.turns import Superseded
 from demo.widgets import AT_ONCE, humane, user_of
 from sliders.errors import SliderError
 
+P = ParamSpec("P")
+T = TypeVar("T")
 Dials = dict[str, float]
 
 
@@ -108,12 +111,11 @@ def build(session: Session) -> None:
     _build_files(session)
 
 
-def _answered(fn: Any) -> Any:
+def _answered(fn: Callable[P, T]) -> Callable[P, T]:
     """A client that is superseded is told so; a page is left alone."""
-    import functools
 
     @functools.wraps(fn)
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return fn(*args, **kwargs)
         except Superseded:

@@ -1,6 +1,7 @@
 """The page: layout alone.  What it does is in `demo.session`, and each tab's layout in `demo.tabs`."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import gradio as gr
@@ -21,6 +22,7 @@ PROMPT = "a person with a beard"
 def build(session: Session, prompt: str = PROMPT) -> gr.Blocks:
     """The whole page for a session."""
     with gr.Blocks(title="Concept sliders", analytics_enabled=False, delete_cache=(HOUR, HOUR)) as page:
+        api.build(session)  # before listeners of the page could take its names
         gr.HTML(
             '<header class="masthead"><h1>Concept <span class="mark">sliders</span></h1><p>Each dial is a small update '
             "of a frozen model. Turn it, and see what the model knows about the concept; at 0 it is the model itself."
@@ -35,7 +37,6 @@ def build(session: Session, prompt: str = PROMPT) -> gr.Blocks:
                 algebra.build(session, algebra_tab, easel, {"images": pictures, "texts": language})
             with gr.Tab("Compare", id="compare") as compare_tab:
                 compare.build(session, compare_tab, easel, pictures)
-        api.build(session)
     return page
 
 
@@ -60,6 +61,7 @@ def launch(
     port: int | None = None,
     auth: str | None = None,
     queue: int = 32,
+    ready: Callable[[str], object] | None = None,
     block: bool = True,
 ) -> gr.Blocks:
     """Serve the page.
@@ -70,7 +72,11 @@ def launch(
         port: a free one from 7860 on unless given.
         auth: USER:PASSWORD that the page asks for.
         queue: requests that may wait; more are turned away.
+        ready: is told the page's address once it can be opened.
         block: until it is stopped; otherwise return while it runs.
+
+    Raises:
+        SliderError: a flag has no meaning, or the address cannot be listened on.
     """
     user, colon, password = (auth or "").partition(":")
     if auth and not (user and colon and password):
@@ -80,23 +86,30 @@ def launch(
     os.environ["GRADIO_TEMP_DIR"] = str(session.shelf.folder)
     page = build(session)
     page.queue(max_size=queue, default_concurrency_limit=4)
-    page.launch(
-        server_name=host,
-        server_port=port,
-        auth=(user, password) if auth else None,
-        max_file_size=session.most_bytes,
-        allowed_paths=[],
-        share=False,
-        quiet=True,
-        show_error=False,
-        ssr_mode=False,
-        enable_monitoring=False,
-        prevent_thread_lock=not block,
-        theme=theme(),
-        css_paths=HERE / "page.css",
-        head_paths=HERE / "head.html",
-        footer_links=["api"],
-        favicon_path=HERE / "favicon.svg",
-        app_kwargs={"middleware": [Middleware(OnlyOwnFiles)]},
-    )
+    try:
+        _, url, _ = page.launch(
+            server_name=host,
+            server_port=port,
+            auth=(user, password) if auth else None,
+            max_file_size=session.most_bytes,
+            allowed_paths=[],
+            share=False,
+            quiet=True,
+            show_error=False,
+            ssr_mode=False,
+            enable_monitoring=False,
+            prevent_thread_lock=True,
+            theme=theme(),
+            css_paths=HERE / "page.css",
+            head_paths=HERE / "head.html",
+            footer_links=["api"],
+            favicon_path=HERE / "favicon.svg",
+            app_kwargs={"middleware": [Middleware(OnlyOwnFiles)]},
+        )
+    except OSError as error:
+        raise SliderError(f"cannot listen on {host}:{port or '7860 to 7959'}: {error}") from error
+    if ready:
+        ready(url)
+    if block:
+        page.block_thread()
     return page

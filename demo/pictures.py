@@ -82,7 +82,9 @@ def comparison(found: Comparison, key: str) -> str:
         ),
         "</div>",
         table(found.frames[:, None], labels, [key], "", f"{key} at"),
+        '<div class="studies">',
         *(f'<section class="study">{section.html()}</section>' for section in found.sections()),
+        "</div>",
         '<section class="study"><h2>Without each part, and with it alone</h2>'
         "<p>What the bars measure, as pictures: above, the slider without this part of the network; below, "
         "on this part alone.</p>",

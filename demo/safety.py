@@ -70,13 +70,14 @@ class Shelf:
 
     def __init__(self, folder: Path, kept: int = KEPT_FILES) -> None:
         self.folder, self._kept = folder.resolve(), kept
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._made = self.folder / "made"
+        self._made.mkdir(parents=True, exist_ok=True)
 
     def place(self, name: str) -> Path:
         """Where to write a new file of that name."""
-        made = self.folder / secrets.token_urlsafe(16)
+        made = self._made / secrets.token_urlsafe(16)
         made.mkdir()
-        for old in sorted(self.folder.iterdir(), key=lambda path: path.stat().st_mtime)[: -self._kept]:
+        for old in sorted(self._made.iterdir(), key=lambda path: path.stat().st_mtime)[: -self._kept]:
             shutil.rmtree(old, ignore_errors=True)
         return made / clean_name(name).replace("|", "_")
 

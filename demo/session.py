@@ -38,7 +38,7 @@ from sliders.evaluation.sampling import scenes
 from sliders.evaluation.stages import picture_stage, text_stage
 from sliders.evaluation.text import Speaking
 from sliders.formats import diffusers, hinge, peft
-from sliders.formats.metadata import check_one_base, describe_composed
+from sliders.formats.metadata import check_one_base, concept_of, describe_composed
 
 _BASES_KEPT = 64
 
@@ -178,6 +178,13 @@ class Session:
                     for side in entry.sides:
                         uploads.check(side, self.language)
         return self.language
+
+    @property
+    def instruction(self) -> str:
+        """What stood before the message when the first slider of language was trained."""
+        known = [side for e in self.texts.entries(self.texts.opening) for side in e.sides]
+        said = [concept_of(side).worded("text").target for side in known if "sliders.concept" in side.metadata]
+        return (said or [""])[0]
 
     def stop(self, user: str) -> None:
         """End what the user has asked of either model."""
@@ -335,4 +342,5 @@ def _checked(turn: Turn, report: Report) -> Report:
 
 
 def _html(sections: Sequence[Section]) -> str:
-    return "".join(f'<section class="study">{section.html()}</section>' for section in sections)
+    made = "".join(f'<section class="study">{section.html()}</section>' for section in sections)
+    return f'<div class="studies">{made}</div>'

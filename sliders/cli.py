@@ -18,6 +18,7 @@ from sliders.backbones.base import AbstractBackbone, DiffusionBackbone
 from sliders.backbones.causal_lm import CausalLMBackbone
 from sliders.cli_algebra import compose
 from sliders.cli_defaults import BASE, JUDGE, LANGUAGE, one_each
+from sliders.cli_demo import demo
 from sliders.cli_export import export
 from sliders.cli_laws import laws
 from sliders.cli_many import train_many
@@ -284,7 +285,7 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     hush_libraries()
     try:
-        commands = [preview, generate, evaluate, bake, compose, laws, export, fetch, train_many]
+        commands = [preview, generate, evaluate, bake, compose, laws, export, fetch, train_many, demo]
         auto_cli({command.__name__.replace("_", "-"): command for command in commands}, as_positional=True)
     except SliderError as error:
         sys.exit(f"error: {error}")

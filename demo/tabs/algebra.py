@@ -26,10 +26,10 @@ def build(session: Session, tab: gr.Tab, easel: Easel, boards: dict[str, Board])
     chosen = gr.CheckboxGroup(opening, value=opening, label="Which", elem_id="chosen")
     with gr.Row():
         relate = gr.Button("Overlap and predictions", variant="primary", elem_id="relate")
-        measure = gr.Button("Measure interference and straightness", elem_id="measure")
+        measure = gr.Button("Measure on the model", elem_id="measure")
         dose = gr.Button("Dose and response", elem_id="dose")
         count = gr.Slider(1, 8, 3, step=1, label="Scenes to measure on", min_width=160)
-    with gr.Row(equal_height=True):
+    with gr.Row(elem_classes="low"):
         what = gr.Dropdown(opening, label="Explain an update (upload yours on the Images or Text tab)", scale=3)
         explain = gr.Button("Explain it", scale=1, elem_id="explain")
     shown = gr.HTML(elem_id="studies")

@@ -14,7 +14,7 @@ from sliders.errors import SliderError
 def build(session: Session, tab: gr.Tab, easel: Easel, board: Board) -> None:
     """Put the tab on the page; it paints what the Images tab's prompt, seed and sampling say."""
     opening = session.images.opening
-    with gr.Row(equal_height=True):
+    with gr.Row(elem_classes="low"):
         key = gr.Dropdown(opening, value=opening[0] if opening else None, label="Slider", elem_id="compared")
         position = gr.Slider(-2, 2, 1, step=0.25, label="Look at it at dial")
         look = gr.Button("Look closely", variant="primary", elem_id="look")

@@ -22,7 +22,7 @@ def build(session: Session) -> Board:
             if not session.texts.opening:
                 gr.Markdown("There is no slider of language yet: upload one below, or train one.")
             with gr.Accordion("Sampling", open=False):
-                instruction = gr.Textbox("", label="Instruction before the message", max_length=300)
+                instruction = gr.Textbox(session.instruction, label="Instruction before the message", max_length=300)
                 chat = gr.Checkbox(True, label="Use the model's chat template")
                 with gr.Row():
                     seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=90)
@@ -32,10 +32,14 @@ def build(session: Session) -> Board:
                 write = gr.Button("Write", variant="primary", elem_id="write")
                 halt = gr.Button("Stop", elem_id="stop")
         with gr.Column(scale=6, min_width=320):
-            base = gr.Textbox(label="Base", lines=7, interactive=False, buttons=["copy"], elem_id="base-text")
-            turned = gr.Textbox(
-                label="With the dials", lines=7, interactive=False, buttons=["copy"], elem_id="turned-text"
-            )
+            with gr.Row():
+                base, turned = (
+                    gr.Textbox(
+                        label=label, lines=9, max_lines=9, interactive=False, buttons=["copy"], min_width=240,
+                        elem_id=f"{name}-text",
+                    )
+                    for name, label in (("base", "Base"), ("turned", "With the dials"))
+                )  # fmt: skip
             status = gr.HTML(f'<div class="status" role="status">{_about(session)}</div>')
     files.build(session, board, text=True)
     inputs = board.components | {message, instruction, chat, seed, tokens, temperature}

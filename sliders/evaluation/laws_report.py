@@ -94,7 +94,7 @@ def _row(cells: Sequence[str], tag: str) -> str:
 
 def _embedded(figure: Figure) -> str:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
+    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
     plt.close(figure)
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
@@ -103,7 +103,7 @@ def heatmap(table: Tensor, names: Sequence[str], label: str, signed: bool = Fals
     """All pairs as coloured squares with their numbers."""
     figure, axis = plt.subplots(figsize=(2.4 + 0.75 * len(names), 1.6 + 0.65 * len(names)), layout="constrained")
     values = table.numpy()
-    top = float(np.abs(values[~np.eye(len(values), dtype=bool)]).max(initial=1e-9)) if len(values) > 1 else 1.0
+    top = float(np.abs(values[~np.eye(len(values), dtype=bool)]).max(initial=0.0)) or 1.0
     colours = {"cmap": "RdBu_r", "vmin": -top, "vmax": top} if signed else {"cmap": "Blues", "vmin": 0, "vmax": top}
     image = axis.imshow(np.where(np.eye(len(values), dtype=bool), np.nan, values), **colours)
     for (i, j), value in np.ndenumerate(values):

@@ -1,5 +1,7 @@
 """Debian's chromium, headless, driven as a person would: by labels and by what is shown."""
 
+import base64
+import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -85,6 +87,15 @@ class Page:
         self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
         element.click()
 
+    def focus(self, element: WebElement) -> None:
+        """Scroll to it and give it the keyboard."""
+        self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'}); arguments[0].focus()", element)
+
+    @property
+    def downloads(self) -> Path:
+        """Where the browser puts files."""
+        return Path(self.driver.capabilities["chrome"]["userDataDir"]).parent / "downloads"
+
     def tab(self, name: str) -> None:
         """Open a tab, also where it hides in the menu of a narrow page."""
         tabs = [tab for tab in self.all('button[role="tab"]') if tab.text.strip() == name]
@@ -114,23 +125,23 @@ class Page:
 
     def console(self) -> list[str]:
         """What the browser's console holds that is no mere remark."""
-        return [f"{e['level']}: {e['message']}" for e in self.driver.get_log("browser") if e["level"] in ("SEVERE", "WARNING")]
+        return [
+            f"{e['level']}: {e['message']}"
+            for e in self.driver.get_log("browser")
+            if e["level"] in ("SEVERE", "WARNING")
+        ]
 
     def strangers(self) -> list[str]:
         """Addresses elsewhere that the page has asked for."""
-        import json
-
         sent = (json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance"))
         urls = [e["params"]["request"]["url"] for e in sent if e["method"] == "Network.requestWillBeSent"]
-        return [url for url in urls if not url.startswith((self.url, "data:", "blob:"))]
+        return [url for url in urls if not url.startswith((self.url, "data:", "blob:", "chrome://"))]
 
     def shot(self, file: Path) -> None:
         """The whole page as a picture."""
-        from base64 import b64decode
-
         size = self.driver.execute_script("return [document.body.scrollWidth, document.body.scrollHeight]")
         clip = {"x": 0, "y": 0, "width": size[0], "height": min(size[1], 4000), "scale": 1}
         taken = self.driver.execute_cdp_cmd(
             "Page.captureScreenshot", {"format": "png", "captureBeyondViewport": True, "clip": clip}
         )
-        file.write_bytes(b64decode(taken["data"]))
+        file.write_bytes(base64.b64decode(taken["data"]))

@@ -1,0 +1,61 @@
+"""`sliders demo`: dials in a browser."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from jsonargparse import lazy_instance
+
+from sliders.backbones.causal_lm import CausalLMBackbone
+from sliders.backbones.sdxl import SDXLBackbone
+from sliders.backbones.unet import UNetBackbone
+from sliders.console import say
+from sliders.errors import SliderError
+
+_AVATARS = Path("data/avatars")
+_FAMILIES: Mapping[str, type[UNetBackbone]] = {"sd": UNetBackbone, "sdxl": SDXLBackbone}
+_LANGUAGE = lazy_instance(CausalLMBackbone, model="smollm2")
+
+
+def demo(
+    model: str = str(_AVATARS / "model"),
+    family: Literal["sd", "sdxl"] = "sd",
+    sliders: list[Path] | None = None,
+    language: CausalLMBackbone = _LANGUAGE,
+    judge: Path | None = None,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    auth: str | None = None,
+    queue: int = 32,
+    upload_mb: float = 32.0,
+    out: Path = Path("runs/demo"),
+) -> None:
+    """Open a page on which dials are turned: pictures, language, algebra, and one slider looked at closely.
+
+    Args:
+        model: folder or hub name of a diffusers pipeline; the embedded model unless given.
+        family: of the pipeline.
+        sliders: files of sliders of pictures and folders of language; those in the repository, and those that were
+            trained into runs/, unless given.
+        language: the language model, which is read when the Text tab is first used.
+        judge: file of the attribute judge, for dose and response; that of the embedded model unless given.
+        host: address to listen on; 0.0.0.0 for all that reach this machine (give --auth then).
+        port: a free one from 7860 on unless given.
+        auth: USER:PASSWORD that the page asks for.
+        queue: requests that may wait; more are turned away.
+        upload_mb: the largest file that can be uploaded, in MB.
+        out: folder for what users upload and download; nothing outside of it can be read through the page.
+    """
+    try:
+        from demo.app import launch
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in ("gradio", "gradio_client"):
+            raise
+        raise SliderError("the demo needs gradio: pip install 'concept-sliders[demo]'") from None
+    from demo.opening import open_session
+
+    if judge is None and model == str(_AVATARS / "model"):
+        judge = _AVATARS / "judge.safetensors"
+    session = open_session(_FAMILIES[family](model), language, sliders, out, judge, upload_mb)
+    say(f"sliders {', '.join([*session.images.opening, *session.texts.opening]) or 'none'}")
+    launch(session, host, port, auth, queue, ready=lambda url: say(f"page    {url}"))
