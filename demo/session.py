@@ -43,7 +43,7 @@ from sliders.formats.metadata import check_one_base, concept_of, describe_compos
 _BASES_KEPT = 64
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Session:
     """The models, the sliders, and what can be done with them.
 

@@ -84,9 +84,9 @@ def test_every_named_endpoint_answers(served: Served, client: Client, tmp_path: 
     both = ["happy", "other"]
     asked: dict[str, Any] = {}
 
-    def ask(name: str, **arguments: object) -> Any:
-        asked[name] = client.predict(**arguments, api_name=f"/{name}")
-        return asked[name]
+    def ask(endpoint: str, /, **arguments: object) -> Any:
+        asked[endpoint] = client.predict(**arguments, api_name=f"/{endpoint}")
+        return asked[endpoint]
 
     assert [one["key"] for one in ask("sliders")["images"]] == both
     drawn = ask("draw", dials={"happy": 1.5}, prompt="a person", **QUICK)
