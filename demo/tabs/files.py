@@ -22,7 +22,7 @@ def build(session: Session, board: Board, text: bool) -> None:
     """
     what = "language" if text else "pictures"
     library = session.texts if text else session.images
-    with gr.Accordion("Slider files: upload, download, make a hinge", open=False), gr.Row():
+    with gr.Accordion("Slider files and hinges", open=False), gr.Row():
         with gr.Column():
             sent = gr.File(
                 label=f"Upload a slider of {what} (.safetensors, at most {session.most_bytes / 2**20:.0f} MB)",

@@ -28,8 +28,8 @@ class Easel:
             )
             self.seed = gr.Number(0, label="Seed", precision=0, minimum=0, scale=1, min_width=90, elem_id="seed")
         with gr.Row():
-            self.dice = gr.Button("Another seed", size="sm")
-            self.zero = gr.Button("All dials to 0", size="sm")
+            self.dice = gr.Button("Another seed", size="sm", min_width=120)
+            self.zero = gr.Button("All dials to 0", size="sm", min_width=120)
         with gr.Accordion("Sampling", open=False):
             self.steps = gr.Slider(1, 50, 15, step=1, label="Steps")
             self.guidance = gr.Slider(0, 12, 4, step=0.5, label="Guidance")
@@ -58,19 +58,19 @@ def build(session: Session, prompt: str, page: gr.Blocks) -> tuple[Easel, Board]
             board = Board.build(session.images.entries(session.images.opening))
             if not session.images.opening:
                 gr.Markdown("There is no slider yet: upload one below, or train one with `make train`.")
-        with gr.Column(scale=6, min_width=320):
+        with gr.Column(scale=6, min_width=320, elem_classes="stage"):
             shown = gr.HTML(WAITING, elem_id="result")
             status = gr.HTML('<div class="status" role="status"></div>')
-            with gr.Accordion("A strip or a grid over one or two dials", open=False):
-                keys = [NOBODY, *session.images.opening]
-                with gr.Row():
-                    across = gr.Dropdown(keys, value=keys[min(1, len(keys) - 1)], label="Across", min_width=120)
-                    down = gr.Dropdown(keys, value=NOBODY, label="Down", min_width=120)
-                with gr.Row():
-                    reach = gr.Slider(0.5, 4, 2, step=0.5, label="From − to +", min_width=140)
-                    count = gr.Slider(3, MOST_ON_A_SIDE, 5, step=2, label="Pictures on a side", min_width=140)
-                paint_grid = gr.Button("Draw it")
-                gridded = gr.HTML(elem_id="grid")
+    with gr.Accordion("A strip or a grid over one or two dials", open=False):
+        keys = [NOBODY, *session.images.opening]
+        with gr.Row():
+            across = gr.Dropdown(keys, value=keys[min(1, len(keys) - 1)], label="Across", min_width=120)
+            down = gr.Dropdown(keys, value=NOBODY, label="Down", min_width=120)
+        with gr.Row():
+            reach = gr.Slider(0.5, 4, 2, step=0.5, label="From − to +", min_width=140)
+            count = gr.Slider(3, MOST_ON_A_SIDE, 5, step=2, label="Pictures on a side", min_width=140)
+        paint_grid = gr.Button("Draw it")
+        gridded = gr.HTML(elem_id="grid")
     files.build(session, board, text=False)
     inputs = board.components | easel.components
 

@@ -29,8 +29,8 @@ def build(session: Session) -> Board:
                     tokens = gr.Slider(8, 160, 64, step=8, label="Tokens at most", min_width=140)
                     temperature = gr.Slider(0, 1.5, 0.8, step=0.1, label="Temperature", min_width=140)
             with gr.Row():
-                write = gr.Button("Write", variant="primary", elem_id="write")
-                halt = gr.Button("Stop", elem_id="stop")
+                write = gr.Button("Write", variant="primary", elem_id="write", min_width=120)
+                halt = gr.Button("Stop", elem_id="stop", min_width=120)
         with gr.Column(scale=6, min_width=320):
             with gr.Row():
                 base, turned = (

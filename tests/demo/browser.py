@@ -62,7 +62,7 @@ class Page:
         self.driver.get(self.url)
         self.until(lambda: self.source("base"), "the first picture")
 
-    def until(self, ready: Callable[[], T], what: str, patience: float = PATIENCE) -> T:
+    def until(self, ready: Callable[[], T | None], what: str, patience: float = PATIENCE) -> T:
         """What ``ready`` gives as soon as it gives something."""
         end = time.monotonic() + patience
         while time.monotonic() < end:

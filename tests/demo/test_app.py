@@ -33,7 +33,7 @@ from sliders.evaluation.judge import AttributeJudge
 from sliders.formats import diffusers
 from tests.demo.conftest import HAPPY, MOOD, described
 
-QUICK = {"steps": 2}
+QUICK: dict[str, Any] = {"steps": 2}
 
 
 @dataclass
@@ -118,7 +118,8 @@ def test_every_named_endpoint_answers(served: Served, client: Client, tmp_path: 
     assert len(compared["parts"]) == len(compared["lost_without_part"]) > 1
     assert compared["steps"] == [[k, k + 1] for k in range(5)]
     assert ask("stop") is True
-    named = {name.strip("/") for name in client.view_api(return_format="dict")["named_endpoints"]}
+    there: Any = client.view_api(return_format="dict")
+    named = {name.strip("/") for name in there["named_endpoints"]}
     assert named == set(asked)
 
 

@@ -67,7 +67,7 @@ def move(page: Page, dial: str, key: str) -> str:
     handle = page.dial(dial)
     page.focus(handle)
     handle.send_keys(key)
-    return page.until(lambda: (now := page.source("turned")) != before and now, f"{dial} to redraw")
+    return page.until(lambda: now if (now := page.source("turned")) != before else None, f"{dial} to redraw")
 
 
 def test_a_moved_dial_changes_the_result_and_the_base_stays(page: Page) -> None:
