@@ -4,24 +4,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from jsonargparse import lazy_instance
-
 from sliders.backbones.causal_lm import CausalLMBackbone
 from sliders.backbones.sdxl import SDXLBackbone
 from sliders.backbones.unet import UNetBackbone
+from sliders.cli_defaults import AVATARS, JUDGE, LANGUAGE
 from sliders.console import say
 from sliders.errors import SliderError
 
-_AVATARS = Path("data/avatars")
 _FAMILIES: Mapping[str, type[UNetBackbone]] = {"sd": UNetBackbone, "sdxl": SDXLBackbone}
-_LANGUAGE = lazy_instance(CausalLMBackbone, model="smollm2")
 
 
 def demo(
-    model: str = str(_AVATARS / "model"),
+    model: str = str(AVATARS / "model"),
     family: Literal["sd", "sdxl"] = "sd",
     sliders: list[Path] | None = None,
-    language: CausalLMBackbone = _LANGUAGE,
+    language: CausalLMBackbone = LANGUAGE,
     judge: Path | None = None,
     host: str = "127.0.0.1",
     port: int | None = None,
@@ -54,8 +51,8 @@ def demo(
         raise SliderError("the demo needs gradio: pip install 'concept-sliders[demo]'") from None
     from demo.opening import open_session
 
-    if judge is None and model == str(_AVATARS / "model"):
-        judge = _AVATARS / "judge.safetensors"
+    if judge is None and model == str(AVATARS / "model"):
+        judge = JUDGE
     session = open_session(_FAMILIES[family](model), language, sliders, out, judge, upload_mb)
     say(f"sliders {', '.join([*session.images.opening, *session.texts.opening]) or 'none'}")
     launch(session, host, port, auth, queue, ready=lambda url: say(f"page    {url}"))
