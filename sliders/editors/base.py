@@ -1,0 +1,54 @@
+"""What every editing method offers: from a model and a configuration to an edit of its weights."""
+
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass
+from typing import ClassVar, Generic, TypeVar, final
+
+from sliders.algebra.edit import Factored
+from sliders.backbones.base import AbstractBackbone
+from sliders.errors import SliderError
+
+Model = TypeVar("Model", bound=AbstractBackbone)
+
+
+@dataclass(frozen=True)
+class Editor(ABC, Generic[Model]):
+    """A method that fits an edit to a model: its fields are its configuration, and making one reads nothing.
+
+    A new method is one file beside this one with one subclass, a frozen dataclass; the file's name is that of the
+    method on the command line (`sliders edit NAME`), and the fields' descriptions are its help.
+    """
+
+    of: ClassVar[type[AbstractBackbone]]
+    """The models that it is made for: the class that stands for ``Model``."""
+
+    @abstractmethod
+    def fit(self, backbone: Model, seed: int = 0) -> Factored:
+        """The edit, fitted to the weights as they are now; these are left as they are.
+
+        Args:
+            backbone: loaded; whatever is attached to it or baked into it is part of what is edited.
+            seed: of all that is drawn, such as the texts that statistics are taken from; one seed, one edit.
+        """
+
+    @abstractmethod
+    def describe(self) -> str:
+        """What is edited, in one line."""
+
+    @final
+    def configuration(self) -> dict[str, object]:
+        """The fields as plain data, for metadata."""
+        return asdict(self)
+
+    @final
+    def check(self, backbone: AbstractBackbone) -> None:
+        """Refuse a model of another kind.
+
+        Raises:
+            SliderError: it is not one of those that the method is made for.
+        """
+        if not isinstance(backbone, self.of):
+            raise SliderError(
+                f"{type(self).__name__} edits a {self.of.__name__}, but {backbone.base_model} is a "
+                f"{type(backbone).__name__}; choose another with --backbone"
+            )
