@@ -12,13 +12,14 @@ from rich.table import Table
 
 from sliders import cli_text, formats
 from sliders.algebra.edit import Translation
-from sliders.algebra.slider import Hinge, Slider
+from sliders.algebra.slider import NamedDial
 from sliders.attach import attach, baked
 from sliders.backbones.base import AbstractBackbone, DiffusionBackbone
 from sliders.backbones.causal_lm import CausalLMBackbone
 from sliders.cli_algebra import compose
 from sliders.cli_defaults import BASE, JUDGE, LANGUAGE, one_each
 from sliders.cli_demo import demo
+from sliders.cli_edit import edit_commands
 from sliders.cli_export import export
 from sliders.cli_laws import laws
 from sliders.cli_many import train_many
@@ -40,7 +41,7 @@ T = TypeVar("T")
 DRIFT_AT_1, DRIFT_AT_2 = 0.08, 0.12
 
 
-def _load(files: Sequence[Path], backbone: AbstractBackbone, any_base: bool) -> list[Slider | Hinge]:
+def _load(files: Sequence[Path], backbone: AbstractBackbone, any_base: bool) -> list[NamedDial]:
     backbone.load()
     loaded = [formats.load_dial(file) for file in files]
     for slider in loaded:
@@ -53,7 +54,7 @@ def _listed(values: T | list[T] | None) -> list[T]:
     return [] if values is None else values if isinstance(values, list) else [values]
 
 
-def _positions(sliders: Sequence[Slider | Hinge], dial: float | list[float]) -> dict[str, float]:
+def _positions(sliders: Sequence[NamedDial], dial: float | list[float]) -> dict[str, float]:
     """A position for every slider; one number turns them all."""
     return {slider.name: at for slider, at in zip(sliders, one_each(dial, sliders), strict=True)}
 
@@ -286,7 +287,8 @@ def main() -> None:
     hush_libraries()
     try:
         commands = [preview, generate, evaluate, bake, compose, laws, export, fetch, train_many, demo]
-        auto_cli({command.__name__.replace("_", "-"): command for command in commands}, as_positional=True)
+        named = {command.__name__.replace("_", "-"): command for command in commands}
+        auto_cli({**named, "edit": edit_commands()}, as_positional=True)
     except SliderError as error:
         sys.exit(f"error: {error}")
 

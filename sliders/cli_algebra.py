@@ -12,7 +12,7 @@ from sliders import formats
 from sliders.algebra.compose import Composition, combine, compress, orthogonalise, survival
 from sliders.algebra.edit import Translation
 from sliders.algebra.merges import dare, knots, ties
-from sliders.algebra.slider import Hinge, Slider
+from sliders.algebra.slider import Hinge, NamedDial, Partial, Slider
 from sliders.cli_defaults import one_each
 from sliders.console import say
 from sliders.errors import SliderError
@@ -111,7 +111,7 @@ def compose(
     dials = one_each(dial, slider)
     if not slider:
         raise SliderError("there is nothing to compose; give at least one slider")
-    parts = [formats.load_dial(path) for path in slider]
+    parts = [_composable(formats.load_dial(path), path) for path in slider]
     if not any_base:
         check_one_base(parts)
     called, by = name or out.stem, merging or Merging()
@@ -138,6 +138,16 @@ def compose(
     result = Slider(called, kept, {**known, **describe_composed(called, said, parts)})
     formats.save_like(result, out, slider)
     say(_table(result, made, said), f"slider  {out}")
+
+
+def _composable(dial: NamedDial, path: Path) -> Slider | Hinge:
+    """A dial, if all that it does is to add to weights."""
+    if isinstance(dial, Partial):
+        raise SliderError(
+            f"{path} is an edit that does more than add to weights, so that no slider holds a composition with it; "
+            "bake it into a model, or compose it in Python with @"
+        )
+    return dial
 
 
 def _hinge(name: str, parts: Sequence[Slider | Hinge], dials: Sequence[float], said: dict[str, Any]) -> Hinge:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from sliders import formats
-from sliders.algebra.slider import Hinge, Slider
+from sliders.algebra.slider import NamedDial, Slider
 from sliders.backbones.base import DiffusionBackbone
 from sliders.backbones.causal_lm import CausalLMBackbone
 from sliders.cli_defaults import BASE, LANGUAGE
@@ -83,7 +83,7 @@ def laws(
 
 
 def _fitting(
-    stage: Stage, files: Sequence[Path], dials: Sequence[Slider | Hinge], out: Path, seeds: int, steps: int | None
+    stage: Stage, files: Sequence[Path], dials: Sequence[NamedDial], out: Path, seeds: int, steps: int | None
 ) -> LawsReport:
     sliders = [dial for dial in dials if isinstance(dial, Slider)]
     if len(sliders) != len(dials) or len(sliders) < 2:

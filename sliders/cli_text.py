@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from sliders.algebra.slider import Hinge, Slider
+from sliders.algebra.slider import NamedDial
 from sliders.attach import attach
 from sliders.backbones.causal_lm import CausalLMBackbone
 from sliders.concept import BETWEEN, Concept
@@ -67,7 +67,7 @@ def preview(
 def generate(
     backbone: CausalLMBackbone,
     prompts: Sequence[str],
-    loaded: Sequence[Slider | Hinge],
+    loaded: Sequence[NamedDial],
     positions: dict[str, float],
     seeds: Sequence[int],
     how: Speaking,
@@ -88,7 +88,7 @@ def generate(
 
 def evaluate(
     backbone: CausalLMBackbone,
-    slider: Slider | Hinge,
+    slider: NamedDial,
     concept: Concept | None,
     dials: Sequence[float],
     prompts: int,

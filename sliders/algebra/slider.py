@@ -110,13 +110,19 @@ class Partial(Piecewise):
     Args:
         name: what to call it.
         edit: ``f``, at dial 1; it acts on each weight from one side at most.
+        metadata: what is known of it (method, base model), as strings.
     """
 
     name: str
     edit: Affine
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
     def at(self, position: float) -> Affine:
         return self.edit * position
 
     def pieces(self) -> tuple[Piece, ...]:
         return (Piece(self.edit),)
+
+
+NamedDial = Slider | Hinge | Partial
+"""A dial that has a file: it says what it is called and which base it was made for."""

@@ -1,5 +1,7 @@
 """What every editing method offers: from a model and a configuration to an edit of its weights."""
 
+import datetime
+import json
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from typing import ClassVar, Generic, TypeVar, final
@@ -7,6 +9,7 @@ from typing import ClassVar, Generic, TypeVar, final
 from sliders.algebra.edit import Factored
 from sliders.backbones.base import AbstractBackbone
 from sliders.errors import SliderError
+from sliders.formats.metadata import SCHEMA_VERSION
 
 Model = TypeVar("Model", bound=AbstractBackbone)
 
@@ -36,11 +39,6 @@ class Editor(ABC, Generic[Model]):
         """What is edited, in one line."""
 
     @final
-    def configuration(self) -> dict[str, object]:
-        """The fields as plain data, for metadata."""
-        return asdict(self)
-
-    @final
     def check(self, backbone: AbstractBackbone) -> None:
         """Refuse a model of another kind.
 
@@ -52,3 +50,18 @@ class Editor(ABC, Generic[Model]):
                 f"{type(self).__name__} edits a {self.of.__name__}, but {backbone.base_model} is a "
                 f"{type(backbone).__name__}; choose another with --backbone"
             )
+
+    @final
+    def metadata(self, backbone: AbstractBackbone, seed: int) -> dict[str, str]:
+        """What the file of an edit says of it: the method, what it was told, and the base."""
+        return {
+            "sliders.schema_version": SCHEMA_VERSION,
+            "sliders.method": f"{type(self).__module__}.{type(self).__qualname__}",
+            "sliders.configuration": json.dumps(asdict(self), default=str),
+            "sliders.seed": str(seed),
+            "sliders.base_model": backbone.base_model,
+            "sliders.base_fingerprint": backbone.fingerprint(),
+            "sliders.modality": backbone.modality,
+            "modelspec.date": datetime.date.today().isoformat(),
+            "modelspec.description": self.describe(),
+        }

@@ -7,6 +7,8 @@ et al. 2310.01405).  Added to what the block's last layer writes, it is a transl
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -15,6 +17,7 @@ from sliders.algebra.elements import steer_output
 from sliders.attach import weight_shape
 from sliders.backbones.causal_lm import CausalLMBackbone
 from sliders.concept import Concept
+from sliders.editors.base import Editor
 from sliders.errors import SliderError
 
 
@@ -24,6 +27,31 @@ def writes(backbone: CausalLMBackbone, block: int) -> str:
     if not names:
         raise SliderError(f"{backbone.base_model} has no block {block} with a feed-forward part in reach of sliders")
     return names[-1]
+
+
+@dataclass(frozen=True)
+class SteeringVector(Editor[CausalLMBackbone]):
+    """The mean difference that a concept's instructions make to hidden states, added without them.
+
+    Args:
+        concept: its YAML file; its contexts are the messages that are answered.
+        blocks: where the vector is added, each block's own (the first is 0).
+        tokens: of the responses, which the base gives under the target.
+        batch: rows at a time.
+    """
+
+    of = CausalLMBackbone
+
+    concept: Path
+    blocks: list[int]
+    tokens: int = 24
+    batch: int = 16
+
+    def fit(self, backbone: CausalLMBackbone, seed: int = 0) -> Affine:
+        return fit_steering(backbone, Concept.load(self.concept), self.blocks, self.tokens, seed, self.batch)
+
+    def describe(self) -> str:
+        return f"steering vector of {self.concept.stem} after blocks {', '.join(map(str, self.blocks))}"
 
 
 @torch.no_grad()

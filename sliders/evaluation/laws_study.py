@@ -2,14 +2,14 @@
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 from torch import Tensor
 
 from sliders.algebra.laws import Law, inverse_residue, is_additive, is_group, is_invertible, is_transitive
 from sliders.algebra.pairs import pairwise
-from sliders.algebra.slider import Hinge, Slider
+from sliders.algebra.slider import NamedDial, Slider
 from sliders.attach import attach, weight_shape
 from sliders.backbones.base import AbstractBackbone
 from sliders.evaluation.interference import advice, covariances, forecasts, remedies
@@ -31,7 +31,7 @@ Fit = Callable[[str, int, Slider | None], Slider]
 """Trains the named slider with a seed, on the base with another one where there is one."""
 
 
-def weights(backbone: AbstractBackbone, dials: Sequence[Slider | Hinge]) -> LawsReport:
+def weights(backbone: AbstractBackbone, dials: Sequence[NamedDial]) -> LawsReport:
     """What follows from the factors alone; the model gives its weights for what rounding does to them."""
     note = "Level: weights. Exact, from the factors; nothing is run, and nothing here says what a model will do."
     report = LawsReport("Laws of sliders: weights", note)
@@ -79,7 +79,7 @@ def weights(backbone: AbstractBackbone, dials: Sequence[Slider | Hinge]) -> Laws
     return report
 
 
-def behaviour(stage: Stage, dials: Sequence[Slider | Hinge], twins: Mapping[str, Slider | Hinge]) -> LawsReport:
+def behaviour(stage: Stage, dials: Sequence[NamedDial], twins: Mapping[str, NamedDial]) -> LawsReport:
     """What dials do to predictions; ``twins`` are re-trained ones by the name of whose twin each is."""
     chance = (
         "Grey, the null: the same between each slider and its twin, trained with another seed."
@@ -90,7 +90,9 @@ def behaviour(stage: Stage, dials: Sequence[Slider | Hinge], twins: Mapping[str,
     report = LawsReport("Laws of sliders: behaviour", note)
     names = [dial.name for dial in dials]
     renamed = {name: f"{name} (twin)" for name in twins}
-    with attach(stage.backbone, [*dials, *(_called(twin, renamed[name]) for name, twin in twins.items())]) as attached:
+    with attach(
+        stage.backbone, [*dials, *(replace(twin, name=renamed[name]) for name, twin in twins.items())]
+    ) as attached:
         told = Behaviour(stage, attached)
         paths = [path(told, name, renamed) for name in names]
         pairs = interactions(told, names, renamed)
@@ -129,11 +131,7 @@ def behaviour(stage: Stage, dials: Sequence[Slider | Hinge], twins: Mapping[str,
     return report
 
 
-def _called(dial: Slider | Hinge, name: str) -> Slider | Hinge:
-    return Slider(name, dial.update) if isinstance(dial, Slider) else Hinge(name, dial.left, dial.right)
-
-
-def _oracles(told: Behaviour, dials: Sequence[Slider | Hinge], twins: Mapping[str, str]) -> list[Measured]:
+def _oracles(told: Behaviour, dials: Sequence[NamedDial], twins: Mapping[str, str]) -> list[Measured]:
     """Of each slider that says its concept and eta, of all pairs, and of all together."""
     known = {d.name: d for d in dials if {"sliders.concept", "sliders.eta"} <= d.metadata.keys()}
     amounts = {name: (name, concept_of(dial), float(dial.metadata["sliders.eta"])) for name, dial in known.items()}
@@ -143,7 +141,7 @@ def _oracles(told: Behaviour, dials: Sequence[Slider | Hinge], twins: Mapping[st
 
 
 def _forecast(
-    report: LawsReport, stage: Stage, dials: Sequence[Slider | Hinge], pairs: Sequence[Measured], table: Tensor
+    report: LawsReport, stage: Stage, dials: Sequence[NamedDial], pairs: Sequence[Measured], table: Tensor
 ) -> None:
     """Predicted against measured, and what helps the pair that interacts most."""
     sliders = [dial for dial in dials if isinstance(dial, Slider)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sliders.algebra.slider import Hinge, Slider
+from sliders.algebra.slider import NamedDial
 from sliders.attach import Dials
 from sliders.backbones.base import AbstractBackbone, DiffusionBackbone, guided
 from sliders.backbones.causal_lm import CausalLMBackbone
@@ -146,7 +146,7 @@ def text_stage(backbone: CausalLMBackbone, target: str, messages: Sequence[str],
 
 def stage_for(
     backbone: AbstractBackbone,
-    dials: Sequence[Slider | Hinge],
+    dials: Sequence[NamedDial],
     count: int,
     prompts: Sequence[str] | None = None,
     sampling: Sampling | None = None,

@@ -1,8 +1,8 @@
-"""Files of sliders: `diffusers` for pictures, `peft` for language, `hinge` for two on one dial."""
+"""Files of dials: `diffusers` for pictures, `peft` for language, `hinge` for two on one dial, `edit` for any edit."""
 
 from pathlib import Path
 
-from sliders.algebra.slider import Hinge, Slider
+from sliders.algebra.slider import Hinge, NamedDial, Slider
 from sliders.errors import SliderError
 
 
@@ -17,14 +17,16 @@ def load(path: Path) -> Slider:
     return peft.load(path) if path.is_dir() else diffusers.load(path)
 
 
-def load_dial(path: Path) -> Slider | Hinge:
-    """Read a slider or a hinge.
+def load_dial(path: Path) -> NamedDial:
+    """Read a slider, a hinge or an edit.
 
     Raises:
-        SliderError: it is neither.
+        SliderError: it is none of these.
     """
-    from sliders.formats import hinge
+    from sliders.formats import edit, hinge
 
+    if edit.is_edit(path):
+        return edit.load(path)
     if not hinge.is_hinge(path):
         return load(path)
     name, left, right = hinge.sides(path)
@@ -32,9 +34,11 @@ def load_dial(path: Path) -> Slider | Hinge:
 
 
 def of_language(path: Path) -> bool:
-    """Whether what is there is for a language model: a PEFT folder, or a hinge of them."""
-    from sliders.formats import hinge
+    """Whether what is there is for a language model: a PEFT folder, a hinge of them, or an edit that says so."""
+    from sliders.formats import edit, hinge
 
+    if edit.is_edit(path):
+        return edit.of_language(path)
     return hinge.sides(path)[1].is_dir() if hinge.is_hinge(path) else path.is_dir()
 
 

@@ -13,15 +13,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from sliders.algebra.edit import Translation
 from sliders.algebra.lowrank import LowRank
 from sliders.algebra.slider import Slider
 from sliders.errors import SliderError
+from sliders.formats import tensors
 
 _PEFT_ALPHA = 8
 """What PEFT takes where its configuration is there and says no alpha."""
@@ -46,25 +44,15 @@ def _client_config(update: Translation) -> dict[str, Any]:
 
 def save(slider: Slider, file: Path) -> None:
     """Write a slider; the file appears whole or not at all."""
-    state: dict[str, Tensor] = {}  # clones, since safetensors refuses tensors that share storage
+    state: dict[str, Tensor] = {}
     for name, update in slider.update.items():
-        state[f"{name}.lora_A.weight"] = _own(update.A.reshape(-1, *update.shape[1:]))
+        state[f"{name}.lora_A.weight"] = update.A.reshape(-1, *update.shape[1:])
         tail = [1] * (len(update.shape) - 2)
-        state[f"{name}.lora_B.weight"] = _own(update.B.reshape(*update.B.shape, *tail))
-    metadata = {**slider.metadata, "format": "pt", "sliders.name": slider.name}
+        state[f"{name}.lora_B.weight"] = update.B.reshape(*update.B.shape, *tail)
+    metadata = {**slider.metadata, "sliders.name": slider.name}
     metadata["lora_adapter_metadata"] = json.dumps(_client_config(slider.update))
     metadata["modelspec.implementation"] = "https://github.com/huggingface/diffusers"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.tmp")
-    try:
-        save_file(state, temporary, metadata)
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _own(tensor: Tensor) -> Tensor:
-    return tensor.clone(memory_format=torch.contiguous_format)
+    tensors.write(state, file, metadata)
 
 
 def load(file: Path) -> Slider:
@@ -76,14 +64,7 @@ def load(file: Path) -> Slider:
     Raises:
         SliderError: the file is missing, corrupt, or holds something else.
     """
-    if not file.is_file():
-        raise SliderError(f"no slider file at {file}")
-    try:
-        with safe_open(file, "pt") as f:
-            metadata = dict(f.metadata() or {})
-            state = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118  (a safe_open is not iterable)
-    except (SafetensorError, OSError) as error:
-        raise SliderError(f"{file} is not a readable safetensors file: {error}") from error
+    metadata, state = tensors.read(file)
     downs = {key.removesuffix(".lora_A.weight"): key for key in state if key.endswith(".lora_A.weight")}
     if not downs:
         raise SliderError(f"{file} holds no slider: no key ends in .lora_A.weight (diffusers' LoRA layout)")

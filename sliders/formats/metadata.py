@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sliders.algebra.slider import Hinge, Slider
+from sliders.algebra.slider import Hinge, NamedDial, Slider
 from sliders.concept import Concept
 from sliders.errors import SliderError
 
@@ -74,7 +74,7 @@ def describe_composed(name: str, made: Mapping[str, Any], parts: Sequence[Slider
     return said
 
 
-def check_one_base(parts: Sequence[Slider | Hinge]) -> None:
+def check_one_base(parts: Sequence[NamedDial]) -> None:
     """Refuse sliders that were made for unlike bases.
 
     Raises:
@@ -90,7 +90,7 @@ def check_one_base(parts: Sequence[Slider | Hinge]) -> None:
             )
 
 
-def concept_of(slider: Slider | Hinge) -> Concept:
+def concept_of(slider: NamedDial) -> Concept:
     """The concept that a slider was trained on.
 
     Raises:
@@ -105,7 +105,7 @@ def concept_of(slider: Slider | Hinge) -> Concept:
     return Concept.from_dict(plain, f"slider {slider.name!r}")
 
 
-def check_base(slider: Slider | Hinge, fingerprint: str, base_model: str) -> None:
+def check_base(slider: NamedDial, fingerprint: str, base_model: str) -> None:
     """Refuse a slider that was made for another base.
 
     Raises:

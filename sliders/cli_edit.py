@@ -1,0 +1,91 @@
+"""`sliders edit METHOD`: fit an edit in closed form and write its file."""
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable
+from pathlib import Path
+
+from jsonargparse import lazy_instance
+
+from sliders import editors
+from sliders.algebra.edit import Translation
+from sliders.algebra.slider import Slider
+from sliders.backbones.base import AbstractBackbone
+from sliders.backbones.causal_lm import CausalLMBackbone
+from sliders.backbones.unet import UNetBackbone
+from sliders.console import say
+from sliders.editors.base import Editor
+from sliders.errors import SliderError
+from sliders.formats import edit as edit_file
+
+_BASE = lazy_instance(UNetBackbone, model="data/avatars/model")
+_LANGUAGE = lazy_instance(CausalLMBackbone, model="smollm2")
+
+
+def methods() -> dict[str, type[Editor]]:
+    """Every editor, by the name of its file in `sliders.editors`."""
+    found: dict[str, type[Editor]] = {}
+    for file in pkgutil.iter_modules(editors.__path__):
+        module = importlib.import_module(f"sliders.editors.{file.name}")
+        for thing in vars(module).values():
+            own = inspect.isclass(thing) and issubclass(thing, Editor) and thing.__module__ == module.__name__
+            if own and not inspect.isabstract(thing):
+                found[file.name] = thing
+    return found
+
+
+def edit_commands() -> dict[str, str | Callable[..., None]]:
+    """A command for every editor."""
+    return {"_help": "Fit an edit of a model's weights.", **{n: _command(n, kind) for n, kind in methods().items()}}
+
+
+def _command(method: str, kind: type[Editor]) -> Callable[..., None]:
+    """The command of one editor; its fields are the arguments ``--editor.FIELD``."""
+
+    def edit(
+        editor: Editor | None = None,
+        backbone: AbstractBackbone = _LANGUAGE if issubclass(kind.of, CausalLMBackbone) else _BASE,
+        out: Path | None = None,
+        name: str = method,
+        seed: int = 0,
+        lora: bool = False,
+    ) -> None:
+        if editor is None:
+            raise SliderError(
+                f"nothing to fit: give --config, such as configs/editors/{method}.yaml, or --editor.FIELD"
+            )
+        fit(editor, backbone, name, out, seed, lora)
+
+    edit.__annotations__["editor"] = kind | None
+    edit.__doc__ = f"""{inspect.cleandoc(kind.__doc__ or "").splitlines()[0]}
+
+        Args:
+            editor: what to fit; `--editor.help` lists its fields.
+            backbone: the model.
+            out: the .safetensors file to write; with --lora the folder to write into. runs/edits unless given.
+            name: what to call it.
+            seed: of what is drawn.
+            lora: write a slider as the model's own library loads it, where the edit only adds to weights.
+        """
+    return edit
+
+
+def fit(editor: Editor, backbone: AbstractBackbone, name: str, out: Path | None, seed: int, lora: bool) -> Path:
+    """Fit and write an edit; returns where it is.
+
+    Raises:
+        SliderError: the model is of another kind, or the edit does more than a slider can.
+    """
+    editor.check(backbone)
+    backbone.load()
+    edit, said = editor.fit(backbone, seed), editor.metadata(backbone, seed)
+    if not lora:
+        file = out or Path("runs") / "edits" / f"{name}.safetensors"
+        edit_file.save(name, edit, file, said)
+    elif isinstance(edit, Translation):
+        file = backbone.save_slider(Slider(name, edit, said), out or Path("runs") / "edits")
+    else:
+        raise SliderError(f"{name} does more than add to weights, so that no LoRA holds it; leave out --lora")
+    say(f"fitted  {editor.describe()}", f"layers  {len(edit.modules)}, first {edit.modules[0]}", f"edit    {file}")
+    return file
