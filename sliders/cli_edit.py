@@ -42,10 +42,11 @@ def edit_commands() -> dict[str, str | Callable[..., None]]:
 
 def _command(method: str, kind: type[Editor]) -> Callable[..., None]:
     """The command of one editor; its fields are the arguments ``--editor.FIELD``."""
+    default = _LANGUAGE if issubclass(kind.of, CausalLMBackbone) else _BASE
 
     def edit(
         editor: Editor | None = None,
-        backbone: AbstractBackbone = _LANGUAGE if issubclass(kind.of, CausalLMBackbone) else _BASE,
+        backbone: AbstractBackbone = default,
         out: Path | None = None,
         name: str = method,
         seed: int = 0,

@@ -81,6 +81,21 @@ def write(keys: Tensor, gains: Tensor, values: Tensor, shape: tuple[int, ...]) -
     )
 
 
+def redirect(concepts: Tensor, targets: Tensor, penalty: Tensor, shape: tuple[int, ...]) -> Element:
+    """``W -> W M``: the layer's answers to the concepts become its answers to the targets (UCE, 2308.14761, eq. 7).
+
+    ``M - I = (G - C) C^T (penalty + C C^T)^-1``, whatever ``W`` is.
+
+    Args:
+        concepts: ``C [in, m]``, each times the root of its weight.
+        targets: ``G [in, m]``, the same.
+        penalty: ``[in, in]``, of a change: ``lambda I`` plus ``p p^T`` of every preserved input.
+        shape: of the layer's weight.
+    """
+    gains = torch.linalg.solve(penalty + concepts @ concepts.T, concepts).T
+    return Element.of(shape, right=LowRank(targets - concepts, gains, (len(penalty), len(penalty))))
+
+
 def _width(shape: tuple[int, ...]) -> int:
     return torch.Size(shape[1:]).numel()
 

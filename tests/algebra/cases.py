@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sliders.algebra.edit import Affine
 from sliders.algebra.element import Element
-from sliders.algebra.elements import erase_input, erase_output, onto, steer_input, steer_output, write
+from sliders.algebra.elements import erase_input, erase_output, onto, redirect, steer_input, steer_output, write
 from sliders.algebra.lowrank import LowRank
 from tests.factory import lowrank, normal
 
@@ -111,18 +111,11 @@ def memit(shape: tuple[int, ...], seed: int) -> tuple[Element, Oracle]:
     return memit_element(c, keys, values, shape), lambda w, b: (least_squares(w, c, keys, values), b)
 
 
-def uce_matrix(c: Tensor, concepts: Tensor, targets: Tensor) -> LowRank:
-    """``M - I`` of UCE, where ``c = lambda I + preserved p p^T``; ``concepts`` and ``targets`` are ``[in, m]``."""
-    gains = torch.linalg.solve(c + concepts @ concepts.T, concepts).T
-    return LowRank(targets - concepts, gains, (len(c), len(c)))
-
-
 def uce(shape: tuple[int, ...], seed: int) -> tuple[Element, Oracle]:
     n = width(shape)
     concepts, targets, kept = (normal(n, 2, seed=seed + i) for i in range(3))
     c = 0.3 * torch.eye(n, dtype=torch.float64) + kept @ kept.T
-    element = Element.of(shape, right=uce_matrix(c, concepts, targets))
-    return element, lambda w, b: (least_squares(w, c, concepts, w @ targets), b)
+    return redirect(concepts, targets, c, shape), lambda w, b: (least_squares(w, c, concepts, w @ targets), b)
 
 
 def general(shape: tuple[int, ...], seed: int) -> tuple[Element, Oracle]:

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from sliders.algebra.distance import distance, size
 from sliders.algebra.edit import Affine, Identity, Translation
 from sliders.algebra.element import Element
-from sliders.algebra.elements import erase_output, onto, steer_input, steer_output
+from sliders.algebra.elements import erase_output, onto, redirect, steer_input, steer_output
 from sliders.algebra.laws import commutes, is_group, is_idempotent, is_invertible
 from sliders.algebra.lowrank import LowRank
 from sliders.algebra.slider import Partial
@@ -22,7 +22,6 @@ from tests.algebra.cases import (
     oblique,
     rome_element,
     rome_parts,
-    uce_matrix,
 )
 from tests.factory import lowrank, normal
 
@@ -131,7 +130,7 @@ def test_memit_in_sequence_is_memit_at_once_if_the_first_keys_join_the_covarianc
 
 
 def uce(c: Tensor, concepts: Tensor, targets: Tensor) -> Affine:
-    return one(Element.of(SHAPE, right=uce_matrix(c, concepts, targets)))
+    return one(redirect(concepts, targets, c, SHAPE))
 
 
 @laws
@@ -139,7 +138,7 @@ def uce(c: Tensor, concepts: Tensor, targets: Tensor) -> Affine:
 def test_uce_is_singular_where_the_determinant_says(seed: int) -> None:
     """``det M = (lambda + c g) / (lambda + c c)`` for one concept and nothing preserved."""
     lam, c, g = 0.3, normal(IN, 1, seed=seed), normal(IN, 1, seed=seed + 1)
-    m = EYE + uce_matrix(lam * EYE, c, g).dense()
+    m = EYE + uce(lam * EYE, c, g)["fc"].right.dense()
     assert_close(torch.linalg.det(m), ((lam + c.T @ g) / (lam + c.T @ c)).squeeze())
     bad = g - c * ((c.T @ g + lam) / (c.T @ c))
     assert not is_invertible(uce(lam * EYE, c, bad))
