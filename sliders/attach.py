@@ -63,8 +63,14 @@ def select_modules(model: nn.Module, patterns: Sequence[str], candidates: Sequen
 
 def weight_shape(model: nn.Module, name: str) -> tuple[int, ...]:
     """The shape of a layer's weight as edits have it, the outputs first."""
+    return tuple(layer_weights(model, name)[0].shape)
+
+
+def layer_weights(model: nn.Module, name: str) -> tuple[Tensor, Tensor | None]:
+    """A layer's weight as edits have it, the outputs first, and its bias, if it has one."""
     layer = _find(model, name, "the edit")
-    return tuple(_as_edited(layer, layer.get_parameter("weight")).shape)
+    bias = getattr(layer, "bias", None)
+    return _as_edited(layer, layer.get_parameter("weight").data), None if bias is None else bias.data
 
 
 def _find(model: nn.Module, name: str, owner: str) -> nn.Module:

@@ -28,10 +28,9 @@ def methods() -> dict[str, type[Editor]]:
     found: dict[str, type[Editor]] = {}
     for file in pkgutil.iter_modules(editors.__path__):
         module = importlib.import_module(f"sliders.editors.{file.name}")
-        for thing in vars(module).values():
-            own = inspect.isclass(thing) and issubclass(thing, Editor) and thing.__module__ == module.__name__
-            if own and not inspect.isabstract(thing):
-                found[file.name] = thing
+        for _, kind in inspect.getmembers(module, inspect.isclass):
+            if issubclass(kind, Editor) and kind.__module__ == module.__name__ and not inspect.isabstract(kind):
+                found[file.name] = kind
     return found
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from sliders.algebra.laws import Law, inverse_residue, is_additive, is_group, is_invertible, is_transitive
 from sliders.algebra.pairs import pairwise
 from sliders.algebra.slider import NamedDial, Slider
-from sliders.attach import attach, weight_shape
+from sliders.attach import attach, layer_weights
 from sliders.backbones.base import AbstractBackbone
 from sliders.evaluation.interference import advice, covariances, forecasts, remedies
 from sliders.evaluation.laws import STRAIGHT, Measured, interactions, matrix, oracle_gap, order_gap, path
@@ -43,9 +43,8 @@ def weights(backbone: AbstractBackbone, dials: Sequence[NamedDial]) -> LawsRepor
     if len(sliders) > 2:
         rows.append(("all", "commuting is transitive", is_transitive({s.name: s.at(1.0) for s in sliders})))
     for slider in sliders:
-        layers = {name: backbone.get_submodule(name).get_parameter("weight").data for name in slider.update}
-        shown = {n: w if tuple(w.shape) == weight_shape(backbone, n) else w.T for n, w in layers.items()}
-        for dtype, law in inverse_residue(slider.at(1.0), shown).items():
+        layers = {name: layer_weights(backbone, name)[0] for name in slider.update}
+        for dtype, law in inverse_residue(slider.at(1.0), layers).items():
             rows.append((slider.name, f"restored in {str(dtype).removeprefix('torch.')}", law))
     report.data["laws"] = [{"of": name, "law": law, **asdict(found)} for name, law, found in rows]
     report.sections.append(

@@ -8,7 +8,8 @@ from sliders.algebra.laws import commutes
 from sliders.attach import baked, weight_shape
 from sliders.backbones.causal_lm import CausalLMBackbone
 from sliders.concept import Concept
-from sliders.editors.steering import fit_steering, writes
+from sliders.editors.contrast import Saying, writer
+from sliders.editors.steering import fit_steering
 from sliders.errors import SliderError
 from tests import tiny, tiny_lm
 
@@ -34,7 +35,7 @@ def hidden(model: CausalLMBackbone, prompt: str, layers: list[int]) -> Tensor:
 def test_the_vector_is_added_after_its_block_and_nowhere_before(model: CausalLMBackbone) -> None:
     steering = fit_steering(model, MOOD, [1])
     (name,) = steering.modules
-    assert name == writes(model, 1)
+    assert name == writer(model, 1)
     before = hidden(model, "x", [1, 2])
     with baked(model, steering * 2.0):
         after = hidden(model, "x", [1, 2])
@@ -47,7 +48,7 @@ def test_the_vector_is_added_after_its_block_and_nowhere_before(model: CausalLMB
 
 def test_it_is_the_mean_difference_of_the_two_sides(model: CausalLMBackbone) -> None:
     """By hand, over the same responses; swapping the sides turns it round."""
-    steering = fit_steering(model, MOOD, [1], tokens=6)
+    steering = fit_steering(model, MOOD, [1], Saying(tokens=6))
     sums, count = torch.zeros(16), 0
     with torch.no_grad():
         for k, message in enumerate(MOOD.contexts or []):
@@ -58,19 +59,19 @@ def test_it_is_the_mean_difference_of_the_two_sides(model: CausalLMBackbone) -> 
             ]
             sums += ((sides[0] - sides[1]) * said["mask"][0][:, None]).sum(0)
             count += int(said["mask"].sum())
-    shape = weight_shape(model, writes(model, 1))
-    shift = steering.apply_layer(writes(model, 1), torch.zeros(shape), torch.zeros(16))[1]
+    shape = weight_shape(model, writer(model, 1))
+    shift = steering.apply_layer(writer(model, 1), torch.zeros(shape), torch.zeros(16))[1]
     torch.testing.assert_close(shift, sums / count, atol=1e-4, rtol=1e-3)
 
 
 def test_steering_is_a_translation_so_that_two_of_them_commute(model: CausalLMBackbone) -> None:
-    one, two = fit_steering(model, MOOD, [1]), fit_steering(model, MOOD, [1], seed=50, tokens=8)
+    one, two = fit_steering(model, MOOD, [1]), fit_steering(model, MOOD, [1], Saying(tokens=8), seed=50)
     assert commutes(one, two)
     assert commutes(one, two).reason
 
 
 def test_afterwards_the_model_is_the_base_bit_for_bit(model: CausalLMBackbone) -> None:
-    layer = model.get_submodule(writes(model, 1))
+    layer = model.get_submodule(writer(model, 1))
     bias, before = layer.bias, hidden(model, "x", [3])
     with baked(model, fit_steering(model, MOOD, [1])):
         assert not torch.equal(hidden(model, "x", [3]), before)

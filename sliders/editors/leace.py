@@ -1,0 +1,79 @@
+"""LEACE: what a linear layer reads or writes, without what a linear readout can find of a concept.
+
+Belrose et al. 2306.03819, theorem 4.3, fitted by their package and folded into the layer.  The place is a layer's own
+input or output, where that is exact.  After a block it would not be: the residual stream is a sum of what many layers
+wrote, and is read through a norm, which is not linear.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from sliders.algebra.edit import Affine
+from sliders.algebra.element import Element
+from sliders.algebra.elements import erase_input, erase_output
+from sliders.algebra.lowrank import LowRank
+from sliders.attach import baked, weight_shape
+from sliders.backbones.causal_lm import CausalLMBackbone
+from sliders.concept import Concept
+from sliders.editors.base import Editor
+from sliders.editors.contrast import Saying, at_layer, contrast
+from sliders.errors import SliderError
+
+
+@dataclass(frozen=True)
+class LEACE(Editor[CausalLMBackbone]):
+    """Least-squares concept erasure: no linear readout of a layer tells under which instruction it runs.
+
+    Args:
+        concept: its YAML file; the two sides are its positives and its negatives.
+        layers: regular expressions or groups of layers; each is fitted with those before it erased already.
+        side: of the layer, input or output, where the concept is erased.
+        shrinkage: of the covariance towards a multiple of the identity, by the amount that its sampling error asks for.
+        svd_tol: singular values of the whitened cross-covariance up to this are taken for noise.
+        saying: how the responses are made that the states are read at.
+    """
+
+    of = CausalLMBackbone
+
+    concept: Path
+    layers: list[str]
+    side: Literal["input", "output"] = "output"
+    shrinkage: bool = True
+    svd_tol: float = 0.01
+    saying: Saying = field(default_factory=Saying)
+
+    def fit(self, backbone: CausalLMBackbone, seed: int = 0) -> Affine:
+        concept, found = Concept.load(self.concept), {}
+        for name in backbone.select_targets(self.layers):
+            with baked(backbone, Affine(found)):
+                found[name] = self._fit_layer(backbone, concept, name, seed)
+        return Affine(found)
+
+    def describe(self) -> str:
+        return f"{self.concept.stem} erased from the {self.side} of {', '.join(self.layers)}"
+
+    def _fit_layer(self, backbone: CausalLMBackbone, concept: Concept, name: str, seed: int) -> Element:
+        from concept_erasure import LeaceFitter
+
+        shape = weight_shape(backbone, name)
+        width = shape[1] if self.side == "input" else shape[0]
+        fitter = LeaceFitter(
+            width,
+            1,
+            constrain_cov_trace=False,  # it would give up the projection
+            dtype=torch.float64,
+            shrinkage=self.shrinkage,
+            svd_tol=self.svd_tol,
+        )
+        for part in contrast(backbone, concept, at_layer(backbone, name, self.side), self.saying, seed):
+            states = part.states[:, 0].double().cpu()
+            fitter.update(states, torch.full((len(states),), float(part.positive), dtype=torch.float64))
+        eraser = fitter.eraser
+        if not eraser.proj_left.any():
+            raise SliderError(f"leace: the {self.side} of {name!r} says nothing of {concept.name!r}; try another layer")
+        projection = LowRank(eraser.proj_left, eraser.proj_right, (width, width))
+        erase = erase_input if self.side == "input" else erase_output
+        return erase(projection, fitter.mean_x, shape).to(torch.float32)
