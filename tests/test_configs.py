@@ -6,13 +6,18 @@ from pathlib import Path
 import pytest
 import yaml
 
+from sliders import cli, cli_edit
 from sliders.backbones.base import AbstractBackbone
 from sliders.concept import Concept
+from sliders.editors.base import Editor
 from sliders.evaluation.report import heldout_prompts
 from sliders.training.cli import SliderCLI
-from tests.commands import ROOT
+from tests.commands import ROOT, run
 
-CONFIGS = sorted(file for file in (ROOT / "configs").rglob("*.yaml") if file.name != "base.yaml")
+EDITORS = sorted((ROOT / "configs" / "editors").glob("*.yaml"))
+CONFIGS = sorted(
+    file for file in (ROOT / "configs").rglob("*.yaml") if file.name != "base.yaml" and file not in EDITORS
+)
 CONCEPTS = sorted(
     file
     for file in (ROOT / "data").rglob("*.yaml")
@@ -60,6 +65,24 @@ def test_a_config_s_concept_is_a_file_of_its_own(file: Path) -> None:
     """So that `sliders preview` can show it before it is trained."""
     concept = yaml.safe_load(file.read_text())["data"]["concept"]
     assert (ROOT / concept) in CONCEPTS
+
+
+@pytest.mark.parametrize("file", EDITORS, ids=lambda file: file.stem)
+def test_an_editor_s_config_is_one_for_its_command(file: Path, offline: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the command would fit, without reading a model."""
+    asked: list[tuple[Editor, AbstractBackbone, str]] = []
+    monkeypatch.setattr(cli_edit, "fit", lambda *given: asked.append(given[:3]))
+    assert run(cli.main, "edit", file.stem, "--config", file).code == 0
+    ((editor, backbone, name),) = asked
+    assert type(editor) is cli_edit.methods()[file.stem]
+    editor.check(backbone)
+    assert name == file.stem
+    assert editor.describe()
+    assert not list(backbone.parameters())
+
+
+def test_every_editor_has_a_config() -> None:
+    assert {file.stem for file in EDITORS} == set(cli_edit.methods())
 
 
 @pytest.mark.parametrize("file", CONCEPTS, ids=lambda file: str(file.relative_to(ROOT)))

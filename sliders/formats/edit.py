@@ -6,6 +6,7 @@ adds to weights is a slider, and is read as one.
 """
 
 import json
+import math
 from pathlib import Path
 
 from torch import Tensor
@@ -79,9 +80,12 @@ def load(file: Path) -> Slider | Partial:
         raise SliderError(f"{file} holds {foreign[0]!r}, which is no factor of an edit")
     elements: dict[str, Element] = {}
     for module, shape in shapes.items():
-        factors = {part: _factors(state, f"{module}.{part}", file) for part in _PARTS}
+        left, right, shift = (_factors(state, f"{module}.{part}", file) for part in _PARTS)
+        width = next((part.shape[1] for part in (right, shift) if part is not None), math.prod(shape[1:]))
+        squares = (shape[0], shape[0]), (width, width), (shape[0], width)
+        parts = [p or LowRank.zero(s) for p, s in zip((left, right, shift), squares, strict=True)]
         try:
-            elements[module] = Element.of(shape, **factors)
+            elements[module] = Element(shape, *parts)
         except SliderError as error:
             raise SliderError(f"{file}: {module!r}: {error}") from None
     name = metadata.get("sliders.name", file.stem)
