@@ -15,7 +15,7 @@ from sliders.attach import weight_shape
 from sliders.backbones.causal_lm import CausalLMBackbone
 from sliders.concept import Concept
 from sliders.editors.base import Editor
-from sliders.editors.contrast import Saying, after_blocks, mean_difference, writers
+from sliders.editors.contrast import Saying, after_blocks, answer, mean_difference, writers
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Ablation(Editor[CausalLMBackbone]):
     saying: Saying = field(default_factory=Saying)
 
     def fit(self, backbone: CausalLMBackbone, seed: int = 0) -> Affine:
-        read = after_blocks(backbone, [self.block])
-        direction = mean_difference(backbone, Concept.load(self.concept), read, self.saying, seed)
+        answers = answer(backbone, Concept.load(self.concept), self.saying, seed)
+        direction = mean_difference(backbone, answers, after_blocks(backbone, [self.block]))
         return ablate(backbone, direction.T.cpu())
 
     def describe(self) -> str:

@@ -37,6 +37,21 @@ class Saying:
 
 
 @dataclass(frozen=True)
+class Answers:
+    """Responses, and the instructions under which their states are compared.
+
+    Args:
+        said: the responses, a row each.
+        positives: prompts of each row, a list for each instruction.
+        negatives: the same.
+    """
+
+    said: TensorBatch
+    positives: list[list[str]]
+    negatives: list[list[str]]
+
+
+@dataclass(frozen=True)
 class Side:
     """States under one instruction.
 
@@ -52,37 +67,34 @@ class Side:
 
 
 @torch.no_grad()
-def contrast(
-    backbone: CausalLMBackbone, concept: Concept, read: Read, how: Saying | None = None, seed: int = 0
-) -> Iterator[Side]:
-    """The states of a concept's contexts under each of its instructions; the base responds under the target.
-
-    Args:
-        backbone: any; its own choice of predictions does not matter.
-        concept: its contexts are the messages that are answered.
-        read: which states.
-        how: the responses are made.
-        seed: of the responses.
-    """
-    words, how = concept.worded("text"), how or Saying()
-    contexts = words.in_contexts()[: how.messages]
+def answer(backbone: CausalLMBackbone, concept: Concept, how: Saying | None = None, seed: int = 0) -> list[Answers]:
+    """What the model as it is now answers to a concept's contexts, under its target."""
+    how = how or Saying()
+    contexts = concept.worded("text").in_contexts()[: how.messages]
+    found = []
     for start in range(0, len(contexts), how.batch):
         part = contexts[start : start + how.batch]
         seeds = range(seed + start, seed + start + len(part))
         said = backbone.respond(backbone.encode([target for target, _, _ in part]), seeds, how.tokens)
-        for side in (1, 2):
-            instructions = len(part[0][side])
-            for k in range(instructions):
-                states = read(said, backbone.encode([context[side][k] for context in part]))
-                yield Side(side == 1, 1 / instructions, states.transpose(1, 2)[said["mask"]])
+        sides = ([list(column) for column in zip(*(row[k] for row in part), strict=True)] for k in (1, 2))
+        found.append(Answers(said, *sides))
+    return found
 
 
-def mean_difference(
-    backbone: CausalLMBackbone, concept: Concept, read: Read, how: Saying | None = None, seed: int = 0
-) -> Tensor:
+@torch.no_grad()
+def contrast(backbone: CausalLMBackbone, answers: Sequence[Answers], read: Read) -> Iterator[Side]:
+    """The states of answers under each of their instructions."""
+    for part in answers:
+        for positive, side in ((True, part.positives), (False, part.negatives)):
+            for prompts in side:
+                states = read(part.said, backbone.encode(prompts))
+                yield Side(positive, 1 / len(side), states.transpose(1, 2)[part.said["mask"]])
+
+
+def mean_difference(backbone: CausalLMBackbone, answers: Sequence[Answers], read: Read) -> Tensor:
     """The mean over tokens of positive less negative states, ``[layers, width]``; see `contrast`."""
     total, count = torch.zeros(()), 0.0
-    for side in contrast(backbone, concept, read, how, seed):
+    for side in contrast(backbone, answers, read):
         share = side.share if side.positive else -side.share
         total = total.to(side.states) + share * side.states.sum(0)
         count += max(share, 0.0) * len(side.states)

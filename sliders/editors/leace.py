@@ -5,6 +5,7 @@ input or output, where that is exact.  After a block it would not be: the residu
 wrote, and is read through a norm, which is not linear.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -19,7 +20,7 @@ from sliders.attach import baked, weight_shape
 from sliders.backbones.causal_lm import CausalLMBackbone
 from sliders.concept import Concept
 from sliders.editors.base import Editor
-from sliders.editors.contrast import Saying, at_layer, contrast
+from sliders.editors.contrast import Answers, Saying, answer, at_layer, contrast
 from sliders.errors import SliderError
 
 
@@ -46,16 +47,17 @@ class LEACE(Editor[CausalLMBackbone]):
     saying: Saying = field(default_factory=Saying)
 
     def fit(self, backbone: CausalLMBackbone, seed: int = 0) -> Affine:
-        concept, found = Concept.load(self.concept), {}
+        answers = answer(backbone, Concept.load(self.concept), self.saying, seed)
+        found: dict[str, Element] = {}
         for name in backbone.select_targets(self.layers):
             with baked(backbone, Affine(found)):
-                found[name] = self._fit_layer(backbone, concept, name, seed)
+                found[name] = self._fit_layer(backbone, answers, name)
         return Affine(found)
 
     def describe(self) -> str:
         return f"{self.concept.stem} erased from the {self.side} of {', '.join(self.layers)}"
 
-    def _fit_layer(self, backbone: CausalLMBackbone, concept: Concept, name: str, seed: int) -> Element:
+    def _fit_layer(self, backbone: CausalLMBackbone, answers: Sequence[Answers], name: str) -> Element:
         from concept_erasure import LeaceFitter
 
         shape = weight_shape(backbone, name)
@@ -68,12 +70,14 @@ class LEACE(Editor[CausalLMBackbone]):
             shrinkage=self.shrinkage,
             svd_tol=self.svd_tol,
         )
-        for part in contrast(backbone, concept, at_layer(backbone, name, self.side), self.saying, seed):
+        for part in contrast(backbone, answers, at_layer(backbone, name, self.side)):
             states = part.states[:, 0].double().cpu()
             fitter.update(states, torch.full((len(states),), float(part.positive), dtype=torch.float64))
         eraser = fitter.eraser
         if not eraser.proj_left.any():
-            raise SliderError(f"leace: the {self.side} of {name!r} says nothing of {concept.name!r}; try another layer")
+            raise SliderError(
+                f"leace: the {self.side} of {name!r} says nothing of {self.concept.stem!r}; try another layer"
+            )
         projection = LowRank(eraser.proj_left, eraser.proj_right, (width, width))
         erase = erase_input if self.side == "input" else erase_output
         return erase(projection, fitter.mean_x, shape).to(torch.float32)

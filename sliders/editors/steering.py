@@ -14,7 +14,7 @@ from sliders.attach import weight_shape
 from sliders.backbones.causal_lm import CausalLMBackbone
 from sliders.concept import Concept
 from sliders.editors.base import Editor
-from sliders.editors.contrast import Saying, after_blocks, mean_difference, writer
+from sliders.editors.contrast import Saying, after_blocks, answer, mean_difference, writer
 
 
 @dataclass(frozen=True)
@@ -45,5 +45,6 @@ def fit_steering(
 ) -> Affine:
     """The steering vector of a concept, added after each of these blocks (the first is 0)."""
     names = [writer(backbone, block) for block in blocks]
-    vectors = mean_difference(backbone, concept, after_blocks(backbone, blocks), how, seed).cpu()
+    answers = answer(backbone, concept, how, seed)
+    vectors = mean_difference(backbone, answers, after_blocks(backbone, blocks)).cpu()
     return Affine({n: steer_output(v, weight_shape(backbone, n)) for n, v in zip(names, vectors, strict=True)})

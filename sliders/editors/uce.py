@@ -26,9 +26,9 @@ from sliders.errors import SliderError
 class UCE(Editor[UNetBackbone]):
     """Unified concept editing: the cross-attention answers some concepts as it answers others.
 
-    Which of a prompt's vectors count differs between versions of the published code.  In its first, ``tail``, they are
-    those from the concept's last token to the end, which have all read it, paired from there on, and all of a preserved
-    prompt.  In its second, ``last``, they are those of the last token.
+    Which of a prompt's vectors count differs between versions of the published code.  In the present one, ``last``, it
+    is that of the last token.  In the first, ``tail``, they are those from the last token to the end, which have all
+    read it, paired from there on, and all of a preserved prompt.
 
     Args:
         replace: from each concept to what takes its place; an empty text erases it.
@@ -50,7 +50,7 @@ class UCE(Editor[UNetBackbone]):
     regularisation: float = 0.5
     erase_scale: float = 1.0
     preserve_scale: float = 1.0
-    tokens: Literal["tail", "last"] = "tail"
+    tokens: Literal["last", "tail"] = "last"
     targets: list[str] = field(default_factory=lambda: ["xattn-strict"])
     draw: int | None = None
 

@@ -11,20 +11,6 @@ from sliders.concept import Concept
 from sliders.editors.contrast import Saying, writer
 from sliders.editors.steering import fit_steering
 from sliders.errors import SliderError
-from tests import tiny, tiny_lm
-
-MOOD = Concept(
-    "mood", "you are a person", ["you are a happy person"], ["you are a sad person"], ["how was your day", "a dog"],
-    modality="text",
-)  # fmt: skip
-
-
-@pytest.fixture(scope="module", params=["llama", "gpt2", "neox"])
-def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> CausalLMBackbone:
-    folder = tiny.save(tiny_lm.language_model(request.param), tmp_path_factory.mktemp(request.param) / "model")
-    backbone = CausalLMBackbone(str(folder), support=5, prompt_tokens=48)
-    backbone.load()
-    return backbone
 
 
 def hidden(model: CausalLMBackbone, prompt: str, layers: list[int]) -> Tensor:
@@ -32,8 +18,8 @@ def hidden(model: CausalLMBackbone, prompt: str, layers: list[int]) -> Tensor:
         return model.hidden(model.responses(["a long day"], 12), model.encode([prompt]), layers)
 
 
-def test_the_vector_is_added_after_its_block_and_nowhere_before(model: CausalLMBackbone) -> None:
-    steering = fit_steering(model, MOOD, [1])
+def test_the_vector_is_added_after_its_block_and_nowhere_before(model: CausalLMBackbone, mood: Concept) -> None:
+    steering = fit_steering(model, mood, [1])
     (name,) = steering.modules
     assert name == writer(model, 1)
     before = hidden(model, "x", [1, 2])
@@ -46,16 +32,16 @@ def test_the_vector_is_added_after_its_block_and_nowhere_before(model: CausalLMB
     torch.testing.assert_close(after[:, 1] - before[:, 1], (2 * shift).expand(1, 12, -1), atol=1e-4, rtol=1e-4)
 
 
-def test_it_is_the_mean_difference_of_the_two_sides(model: CausalLMBackbone) -> None:
+def test_it_is_the_mean_difference_of_the_two_sides(model: CausalLMBackbone, mood: Concept) -> None:
     """By hand, over the same responses; swapping the sides turns it round."""
-    steering = fit_steering(model, MOOD, [1], Saying(tokens=6))
+    steering = fit_steering(model, mood, [1], Saying(tokens=6))
     sums, count = torch.zeros(16), 0
     with torch.no_grad():
-        for k, message in enumerate(MOOD.contexts or []):
-            said = model.respond(model.encode([f"{MOOD.target}\n\n{message}"]), [k], 6)
+        for k, message in enumerate(mood.contexts or []):
+            said = model.respond(model.encode([f"{mood.target}\n\n{message}"]), [k], 6)
             sides = [
                 model.hidden(said, model.encode([f"{side}\n\n{message}"]), [2])[0, 0]
-                for side in (MOOD.positives[0], MOOD.negatives[0])
+                for side in (mood.positives[0], mood.negatives[0])
             ]
             sums += ((sides[0] - sides[1]) * said["mask"][0][:, None]).sum(0)
             count += int(said["mask"].sum())
@@ -64,21 +50,21 @@ def test_it_is_the_mean_difference_of_the_two_sides(model: CausalLMBackbone) -> 
     torch.testing.assert_close(shift, sums / count, atol=1e-4, rtol=1e-3)
 
 
-def test_steering_is_a_translation_so_that_two_of_them_commute(model: CausalLMBackbone) -> None:
-    one, two = fit_steering(model, MOOD, [1]), fit_steering(model, MOOD, [1], Saying(tokens=8), seed=50)
+def test_steering_is_a_translation_so_that_two_of_them_commute(model: CausalLMBackbone, mood: Concept) -> None:
+    one, two = fit_steering(model, mood, [1]), fit_steering(model, mood, [1], Saying(tokens=8), seed=50)
     assert commutes(one, two)
     assert commutes(one, two).reason
 
 
-def test_afterwards_the_model_is_the_base_bit_for_bit(model: CausalLMBackbone) -> None:
+def test_afterwards_the_model_is_the_base_bit_for_bit(model: CausalLMBackbone, mood: Concept) -> None:
     layer = model.get_submodule(writer(model, 1))
     bias, before = layer.bias, hidden(model, "x", [3])
-    with baked(model, fit_steering(model, MOOD, [1])):
+    with baked(model, fit_steering(model, mood, [1])):
         assert not torch.equal(hidden(model, "x", [3]), before)
     assert layer.bias is bias
     assert torch.equal(hidden(model, "x", [3]), before)
 
 
-def test_a_block_that_is_not_there_is_an_error(model: CausalLMBackbone) -> None:
+def test_a_block_that_is_not_there_is_an_error(model: CausalLMBackbone, mood: Concept) -> None:
     with pytest.raises(SliderError, match="no block 7"):
-        fit_steering(model, MOOD, [7])
+        fit_steering(model, mood, [7])

@@ -19,7 +19,7 @@ from sliders.errors import SliderError
 from tests import tiny
 from tests.factory import normal
 
-HAPPY = UCE({"happy": "sad"}, ["a {} person", "a {} dog"], ["a person with a hat"])
+HAPPY = UCE({"happy": "sad"}, ["a {} person", "a {} dog"], ["a person with a hat"], tokens="tail")
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def answers(model: UNetBackbone, edit: Affine, prompt: str) -> Tensor:
 
 
 def test_a_concept_is_answered_as_its_target_and_a_preserved_prompt_as_before(model: UNetBackbone) -> None:
-    hard = UCE({"happy": "sad"}, ["a {} person"], ["a person with a hat"], 1e-8, tokens="last")
+    hard = UCE({"happy": "sad"}, ["a {} person"], ["a person with a hat"], 1e-8)
     edit, plain = hard.fit(model), Affine({})
     at, name = position(model, "a happy"), hard.fit(model).modules[0]
     before = vectors(model, "a sad person") @ layer_weights(model, name)[0].double().T
@@ -103,7 +103,7 @@ def other_weights(model: UNetBackbone) -> Iterator[None]:
 
 
 def test_it_does_not_depend_on_the_weights_so_that_fitting_after_another_is_fitting_alone(model: UNetBackbone) -> None:
-    alone, hat = HAPPY.fit(model), UCE({"hat": "dog"}).fit(model)
+    alone, hat = HAPPY.fit(model), UCE({"hat": "dog"}, tokens="tail").fit(model)
     with other_weights(model):
         assert distance(HAPPY.fit(model), alone) < 1e-6
     with baked(model, hat):
@@ -112,7 +112,7 @@ def test_it_does_not_depend_on_the_weights_so_that_fitting_after_another_is_fitt
 
 
 def test_its_inverse_and_its_commutator_are_known_without_running_the_model(model: UNetBackbone) -> None:
-    happy, hat = HAPPY.fit(model), UCE({"hat": "dog"}).fit(model)
+    happy, hat = HAPPY.fit(model), UCE({"hat": "dog"}, tokens="tail").fit(model)
     name = happy.modules[0]
     weight = layer_weights(model, name)[0].double()
     assert is_invertible(happy)
