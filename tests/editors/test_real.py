@@ -1,0 +1,152 @@
+"""Each editor's committed config on the embedded models: it does what its paper says, and a control does not."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from sliders import cli, formats
+from sliders.algebra.edit import Factored
+from sliders.algebra.slider import Partial
+from sliders.attach import baked
+from sliders.backbones.causal_lm import CausalLMBackbone
+from sliders.backbones.unet import UNetBackbone
+from sliders.concept import Concept, read_prompts
+from sliders.editors.contrast import Saying, answer, at_layer, contrast
+from sliders.editors.task_vector import TaskVector
+from sliders.editors.uce import UCE
+from sliders.evaluation.judge import AttributeJudge
+from sliders.evaluation.probe import probe_accuracy
+from sliders.evaluation.sampling import Sampling, sample, scenes
+from tests.commands import ROOT, run
+
+pytestmark = pytest.mark.slow
+
+PICTURES = 48
+HOW = Sampling(steps=10)
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paths in configs are relative to the repository."""
+    monkeypatch.chdir(ROOT)
+
+
+def fitted(method: str, folder: Path) -> Factored:
+    """What the command fits by its committed config."""
+    file = folder / f"{method}.safetensors"
+    ended = run(cli.main, "edit", method, "--config", ROOT / "configs" / "editors" / f"{method}.yaml", "--out", file)
+    assert ended.code == 0, ended.err
+    dial = formats.load_dial(file)
+    return dial.edit if isinstance(dial, Partial) else dial.at(1.0)  # pyright: ignore[reportReturnType]
+
+
+# UCE, task vectors
+
+
+@pytest.fixture(scope="module")
+def painter() -> UNetBackbone:
+    made = UNetBackbone(str(ROOT / "data/avatars/model"))
+    made.load()
+    return made
+
+
+class Seen:
+    """What a judge sees in pictures of the held-out prompts with some words put in."""
+
+    def __init__(self, painter: UNetBackbone) -> None:
+        self.painter = painter
+        self.judge = AttributeJudge.load(ROOT / "data/avatars/judge.safetensors")
+        self.prompts = read_prompts(ROOT / "data/avatars/prompts/glasses.txt")[:PICTURES]
+
+    def __call__(self, words: str, edit: Factored | None = None) -> dict[str, Tensor]:
+        """Mean probabilities of every attribute's values, of the painter with or without an edit."""
+        prompts = [p.replace("person", f"person, {words}", 1) for p in self.prompts]
+        if edit is None:
+            pictures = sample(self.painter, scenes(prompts, PICTURES), HOW)
+        else:
+            with baked(self.painter, edit):
+                pictures = sample(self.painter, scenes(prompts, PICTURES), HOW)
+        return {name: p.mean(0) for name, p in self.judge.probabilities(pictures).items()}
+
+    def share(self, seen: dict[str, Tensor], value: str) -> float:
+        return float(seen["glasses"][self.judge.column("glasses", value)])
+
+
+@pytest.fixture(scope="module")
+def seen(painter: UNetBackbone) -> Seen:
+    return Seen(painter)
+
+
+def drift(one: dict[str, Tensor], two: dict[str, Tensor]) -> float:
+    """The largest change of a mean probability of any other attribute."""
+    return max(float((one[name] - two[name]).abs().max()) for name in one if name != "glasses")
+
+
+def test_uce_replaces_a_concept_and_keeps_the_others(seen: Seen, tmp_path: Path) -> None:
+    edit = fitted("uce", tmp_path)
+    before, after = seen("wearing glasses"), seen("wearing glasses", edit)
+    assert seen.share(before, "glasses") > 0.9
+    assert seen.share(after, "glasses") < 0.1
+    assert seen.share(after, "none") > 0.9
+    dark, still = seen("wearing sunglasses"), seen("wearing sunglasses", edit)
+    assert seen.share(dark, "sunglasses") > 0.9
+    assert seen.share(still, "sunglasses") > 0.9
+    assert drift(before, after) < 0.1
+    assert drift(dark, still) < 0.1
+    other = UCE({"wearing sunglasses": "without glasses"}, ["a person, {}"]).fit(seen.painter)  # control
+    assert seen.share(seen("wearing glasses", other), "glasses") > 0.9
+    print({"glasses": (seen.share(before, "glasses"), seen.share(after, "glasses")), "drift": drift(before, after)})
+
+
+def test_a_task_vector_added_and_taken_away_moves_and_restores(seen: Seen, tmp_path: Path) -> None:
+    """The second checkpoint is the model with UCE merged into it; the vector is not told so."""
+    uce = fitted("uce", tmp_path)
+    with baked(seen.painter, uce):
+        seen.painter.export(tmp_path / "tuned")
+    vector = TaskVector(tmp_path / "tuned", tolerance=1e-3).fit(seen.painter)
+    assert set(vector.modules) == set(uce.modules)
+    assert {e.shift.rank for e in vector.elements().values()} == {e.right.trim().rank for e in uce.elements().values()}
+    assert seen.share(seen("wearing glasses"), "glasses") > 0.9
+    assert seen.share(seen("wearing glasses", vector), "glasses") < 0.1
+    tuned = UNetBackbone(str(tmp_path / "tuned"))
+    tuned.load()
+    again = Seen(tuned)
+    assert again.share(again("wearing glasses"), "glasses") < 0.1
+    assert again.share(again("wearing glasses", vector.inverse()), "glasses") > 0.9
+
+
+# LEACE, ablation
+
+
+@pytest.fixture(scope="module")
+def speaker() -> CausalLMBackbone:
+    made = CausalLMBackbone()
+    made.load()
+    return made
+
+
+def test_leace_takes_a_probe_on_other_messages_to_chance(speaker: CausalLMBackbone, tmp_path: Path) -> None:
+    edit = fitted("leace", tmp_path)
+    (name,) = edit.modules
+    concept, how = Concept.load(ROOT / "data/text/concepts/pirate.yaml"), Saying(tokens=16)
+    heldout = Concept(
+        **{**vars(concept), "contexts": read_prompts(ROOT / "data/text/prompts/everyday_heldout.txt")[:24]}
+    )
+    answers = answer(speaker, concept, how, seed=100), answer(speaker, heldout, how, seed=500)
+
+    def accuracy(layer: str) -> float:
+        sides = [list(contrast(speaker, part, at_layer(speaker, layer, "output"))) for part in answers]
+        states = [torch.cat([s.states[:, 0] for s in side]) for side in sides]
+        labels = [torch.cat([torch.full((len(s.states),), s.positive) for s in side]) for side in sides]
+        return probe_accuracy(states[0], labels[0], states[1], labels[1])
+
+    before = accuracy(name)
+    with baked(speaker, edit):
+        after, elsewhere = accuracy(name), accuracy(name.replace(".12.", ".11."))
+    print(json.dumps({"before": before, "after": after, "another layer": elsewhere}))
+    assert before > 0.9
+    assert abs(after - 0.5) < 0.06
+    assert elsewhere > 0.9  # control: the other layers still tell
