@@ -5,19 +5,22 @@ from pathlib import Path
 
 import pytest
 import yaml
+from jsonargparse import ArgumentParser
 
+from benchmarks import methods
 from sliders import cli, cli_edit
 from sliders.backbones.base import AbstractBackbone
 from sliders.concept import Concept
 from sliders.editors.base import Editor
+from sliders.evaluation.methods_report import PROPERTIES
 from sliders.evaluation.report import heldout_prompts
 from sliders.training.cli import SliderCLI
 from tests.commands import ROOT, run
 
 EDITORS = sorted((ROOT / "configs" / "editors").glob("*.yaml"))
-CONFIGS = sorted(
-    file for file in (ROOT / "configs").rglob("*.yaml") if file.name != "base.yaml" and file not in EDITORS
-)
+TABLES = sorted((ROOT / "configs" / "tables").glob("*.yaml"))
+OF_RUNS = set((ROOT / "configs").rglob("*.yaml")) - {*EDITORS, *TABLES, ROOT / "configs" / "base.yaml"}
+CONFIGS = sorted(OF_RUNS)
 CONCEPTS = sorted(
     file
     for file in (ROOT / "data").rglob("*.yaml")
@@ -79,6 +82,21 @@ def test_an_editor_s_config_is_one_for_its_command(file: Path, offline: None, mo
     assert name == file.stem
     assert editor.describe()
     assert not list(backbone.parameters())
+
+
+@pytest.mark.parametrize("file", TABLES, ids=lambda file: file.stem)
+def test_a_table_s_config_names_what_there_is(file: Path, offline: None) -> None:
+    parser = ArgumentParser()
+    parser.add_function_arguments(methods.main)
+    made = parser.instantiate_classes(parser.parse_path(str(file)))
+    for entry in made.edits.values():
+        if entry.editor is not None:
+            entry.editor.check(made.backbone)
+    named = {name for part in [*(made.pairs or []), *(made.chains or [])] for name in part}
+    assert named <= set(made.edits)
+    assert set(made.expected) == {entry.method for entry in made.edits.values()}
+    assert {law for laws in made.expected.values() for law in laws} <= set(PROPERTIES)
+    assert made.prompts.is_file()
 
 
 def test_every_editor_has_a_config() -> None:

@@ -1,0 +1,304 @@
+"""Methods of editing against the laws: the cells of the table methods x properties, at three levels.
+
+    weights     exact, from the factors (`sliders.algebra.laws`); nothing is run
+    fitting     f fitted on the base with g merged into it, and the other way round
+    behaviour   predictions at states that the base visits (`sliders.evaluation.laws`)
+
+The null of what is measured is the same between an edit and its twin, fitted with another seed.  Fitted edits and cells
+are kept in a folder under hashes of what they are made from, so that a study which was stopped goes on.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from sliders import formats
+from sliders.algebra.distance import distance, size
+from sliders.algebra.edit import Affine, Factored
+from sliders.algebra.laws import (
+    Law,
+    commutes,
+    inverse_residue,
+    is_additive,
+    is_group,
+    is_idempotent,
+    is_invertible,
+    is_transitive,
+)
+from sliders.algebra.slider import Partial
+from sliders.attach import attach, baked, layer_weights
+from sliders.backbones.base import AbstractBackbone
+from sliders.editors.base import Editor
+from sliders.errors import SliderError
+from sliders.evaluation.laws import Gap, Measured, interaction, judge, path
+from sliders.evaluation.stages import Behaviour, Stage
+from sliders.formats import edit as edit_file
+
+VERSION = 1
+"""Of what the cells mean; another one is measured anew."""
+_NAMES_FILE = re.compile(r"[\w./-]+\.(?:txt|ya?ml)")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An edit in the table.
+
+    Args:
+        method: whose; edits of one method are compared with each other.
+        editor: fits it anew for every seed and on every other edit.
+        files: instead of an editor: the file of a trained slider, and that of its twin, trained with another seed.
+    """
+
+    method: str
+    editor: Editor | None = None
+    files: list[Path] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if (self.editor is None) == (not self.files):
+            raise SliderError(f"an edit of the method {self.method!r} needs an editor, or files, and not both")
+
+
+class Fits:
+    """The edits of a study, each fitted once and kept."""
+
+    def __init__(self, backbone: AbstractBackbone, entries: Mapping[str, Entry], folder: Path) -> None:
+        self.backbone, self.entries, self.folder = backbone, entries, folder
+        self._known: dict[str, Affine] = {}
+
+    def refits(self, name: str) -> bool:
+        """Whether an edit can be fitted on another one; a file's was trained on the base."""
+        return self.entries[name].editor is not None
+
+    def has_twin(self, name: str) -> bool:
+        """Whether there is one with another seed."""
+        return self.refits(name) or len(self.entries[name].files) > 1
+
+    def key(self, name: str, seed: int = 0, on: str | None = None) -> str:
+        """A hash of all that a fit is made from."""
+        entry = self.entries[name]
+        told: dict[str, Any] = {"base": self.backbone.fingerprint()}
+        if entry.editor is None:
+            told["file"] = _content(entry.files[seed])
+        else:
+            told |= {"class": type(entry.editor).__qualname__, "seed": seed, "on": on and self.key(on, seed)}
+            told["fields"] = json.loads(json.dumps(asdict(entry.editor), default=str))
+            told["files"] = _mentioned(json.dumps(told["fields"]))
+        return _hash(told)
+
+    def __call__(self, name: str, seed: int = 0, on: str | None = None) -> Affine:
+        """The edit, fitted with a seed, on the base or with another edit of the same seed merged into it."""
+        key, editor = self.key(name, seed, on), self.entries[name].editor
+        if key not in self._known:
+            file = self.folder / "edits" / f"{key}.safetensors"
+            if editor is None:
+                self._known[key] = _edit_in(self.entries[name].files[seed])
+            elif file.is_file():
+                self._known[key] = _edit_in(file)
+            else:
+                editor.check(self.backbone)
+                with baked(self.backbone, Affine({}) if on is None else self(on, seed)):
+                    edit = editor.fit(self.backbone, seed)
+                edit_file.save(name, edit, file, editor.metadata(self.backbone, seed))
+                self._known[key] = Affine(edit.elements())
+        return self._known[key]
+
+
+def _edit_in(file: Path) -> Affine:
+    edit = formats.load_dial(file).at(1.0)
+    assert isinstance(edit, Factored)
+    return Affine(edit.elements())
+
+
+def _content(file: Path) -> str:
+    parts = sorted(file.rglob("*.safetensors")) if file.is_dir() else [file]
+    return hashlib.sha256(b"".join(part.read_bytes() for part in parts)).hexdigest()
+
+
+def _mentioned(text: str) -> dict[str, str]:
+    """The content of every text file whose name stands in a text, and of those that stand in these."""
+    found: dict[str, str] = {}
+    for name in sorted(set(_NAMES_FILE.findall(text))):
+        if Path(name).is_file():
+            inside = Path(name).read_text(encoding="utf-8")
+            found |= {name: inside, **_mentioned(inside if name.endswith("ml") else "")}
+    return found
+
+
+def _hash(told: object) -> str:
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:24]
+
+
+@dataclass
+class Study:
+    """A study at one stage.
+
+    Args:
+        fits: its edits.
+        stage: where predictions are compared.
+        folder: that cells are kept in.
+    """
+
+    fits: Fits
+    stage: Stage
+    folder: Path
+
+    def _kept(self, kind: str, fits: Sequence[str], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """A cell, measured unless it is there."""
+        state = self.stage.base.double()
+        key = _hash([VERSION, kind, list(fits), list(state.shape), f"{float(state.square().sum()):.6e}"])
+        file = self.folder / "cells" / f"{kind}-{key}.json"
+        if not file.is_file():
+            found = measure()
+            file.parent.mkdir(parents=True, exist_ok=True)
+            temporary = file.with_name(f".{file.name}.tmp")
+            temporary.write_text(json.dumps(found, indent=1))
+            temporary.replace(file)
+        return json.loads(file.read_text())
+
+    def _change(self, edit: Factored) -> Tensor:
+        """What an edit changes in the predictions."""
+        with baked(self.stage.backbone, edit):
+            return self.stage.predict() - self.stage.base
+
+    def weights(self, name: str) -> dict[str, Any]:
+        """The laws of one edit, from its factors."""
+        return self._kept("weights", [self.fits.key(name)], lambda: self._weights(name))
+
+    def _weights(self, name: str) -> dict[str, Any]:
+        edit = self.fits(name)
+        layers = {module: layer_weights(self.stage.backbone, module) for module in edit}
+        laws = {
+            "invertible": is_invertible(edit),
+            "idempotent": is_idempotent(edit),
+            "additive": is_additive(Partial(name, edit)),
+            "group": is_group(Partial(name, edit)),
+        }
+        if laws["invertible"]:
+            biases = {module: bias for module, (_, bias) in layers.items() if bias is not None}
+            residues = inverse_residue(edit, {module: weight for module, (weight, _) in layers.items()}, biases)
+            laws |= {f"restored in {str(dtype)[6:]}": law for dtype, law in residues.items()}
+        kind = sorted({side for element in edit.values() for side in element.sides()})
+        return {"laws": {law: _plain(found) for law, found in laws.items()}, "sides": kind, "size": size(edit)}
+
+    def weights_of_pair(self, a: str, b: str) -> dict[str, Any]:
+        """Whether two edits commute, associate, and stay of their kind."""
+        return self._kept("weights2", [self.fits.key(a), self.fits.key(b)], lambda: self._weights_of_pair(a, b))
+
+    def _weights_of_pair(self, a: str, b: str) -> dict[str, Any]:
+        f, g = self.fits(a), self.fits(b)
+        one, two = (f @ g) @ f, f @ (g @ f)
+        gap = distance(one, two) / max(size(one), 1e-300)
+        return {
+            "commutative": _plain(commutes(f, g)),
+            "associative": {"holds": gap < 1e-3, "value": gap},
+            "closed": {"holds": _kind(f) == _kind(g) == _kind(f @ g), "kinds": [_kind(f), _kind(g), _kind(f @ g)]},
+        }
+
+    def transitive(self, names: Sequence[str]) -> dict[str, Any]:
+        """Whether commuting is transitive over edits."""
+        return _plain(is_transitive({name: self.fits(name) for name in names}))
+
+    def chain(self, ab: str, bc: str, ac: str) -> dict[str, Any]:
+        """Whether a -> b and b -> c, fitted one on the other in either order, is a -> c."""
+
+        def measure() -> dict[str, Any]:
+            wanted = self._change(self.fits(ac))
+            whole = self.stage.squared(wanted)
+            null, found = self._twin_gap(ac, wanted, whole), {}
+            for first, second in ((ab, bc), (bc, ab)):
+                made = self._change(self.fits(second, on=first) @ self.fits(first))
+                gap = Gap(self.stage.squared(made - wanted), whole)
+                found[f"{first}, then {second}"] = judge("chain", (first, second), gap, null).to_dict()
+            return found
+
+        return self._kept("chain", [self.fits.key(name) for name in (ab, bc, ac)], measure)
+
+    def _twin_gap(self, name: str, change: Tensor, whole: Tensor) -> Gap | None:
+        if not self.fits.has_twin(name):
+            return None
+        return Gap(self.stage.squared(self._change(self.fits(name, 1)) - change), whole)
+
+    def behaviour(self, name: str) -> dict[str, Any]:
+        """What the dial of an edit does to predictions, and doing it twice."""
+
+        def measure() -> dict[str, Any]:
+            edit = self.fits(name)
+            once = self._change(edit)
+            whole = self.stage.squared(once)
+            twice = Gap(self.stage.squared(self._change(edit @ edit) - once), whole)
+            laws = [judge("idempotence", (name,), twice, self._twin_gap(name, once, whole))]
+            twin = [Partial("twin", self.fits(name, 1))] if self.fits.has_twin(name) else []
+            with attach(self.stage.backbone, [Partial(name, edit), *twin]) as dials:
+                found = path(Behaviour(self.stage, dials), name, {name: "twin"} if twin else {})
+            return {"laws": [m.to_dict() for m in (*laws, *found.laws)], "straight": found.straight}
+
+        seeds = range(2) if self.fits.has_twin(name) else range(1)
+        return self._kept("behaviour", [self.fits.key(name, seed) for seed in seeds], measure)
+
+    def behaviour_of_pair(self, a: str, b: str) -> dict[str, Any]:
+        """Whether two edits add up, whether their order matters, and whether the order of fitting does."""
+        twins = self.fits.has_twin(a) and self.fits.has_twin(b)
+        seeds = range(2) if twins else range(1)
+
+        def measure() -> dict[str, Any]:
+            laws = [self._interaction(a, b, twins), self._order(a, b, twins)]
+            if self.fits.refits(a) or self.fits.refits(b):
+                laws.append(self._order_of_fitting(a, b, twins))
+            return {"laws": [m.to_dict() for m in laws], "fitting": self._refitted(a, b)}
+
+        return self._kept("pair", [self.fits.key(name, seed) for name in (a, b) for seed in seeds], measure)
+
+    def _interaction(self, a: str, b: str, twins: bool) -> Measured:
+        dials = [Partial(name, self.fits(name)) for name in (a, b)]
+        others = [Partial(f"{name} (twin)", self.fits(name, 1)) for name in (a, b)] if twins else []
+        with attach(self.stage.backbone, [*dials, *others]) as attached:
+            named = {name: f"{name} (twin)" for name in (a, b)} if twins else {}
+            return interaction(Behaviour(self.stage, attached), a, b, named)
+
+    def _order(self, a: str, b: str, twins: bool) -> Measured:
+        """Of application: both fitted on the base."""
+        one, two = self._change(self.fits(a) @ self.fits(b)), self._change(self.fits(b) @ self.fits(a))
+        other = self._change(self.fits(a, 1) @ self.fits(b, 1)) if twins else None
+        return self._gap("order of application", (a, b), one, two, other)
+
+    def _order_of_fitting(self, a: str, b: str, twins: bool) -> Measured:
+        """The second fitted on the base with the first; a trained slider stays as it was trained."""
+
+        def both(first: str, second: str, seed: int) -> Tensor:
+            on = first if self.fits.refits(second) else None
+            return self._change(self.fits(second, seed, on) @ self.fits(first, seed))
+
+        return self._gap("order of fitting", (a, b), both(a, b, 0), both(b, a, 0), both(a, b, 1) if twins else None)
+
+    def _gap(self, law: str, of: tuple[str, str], one: Tensor, two: Tensor, twin: Tensor | None) -> Measured:
+        squared = self.stage.squared
+        whole = (squared(one) + squared(two)) / 2
+        null = None if twin is None else Gap(squared(one - twin), whole)
+        return judge(law, of, Gap(squared(one - two), whole), null)
+
+    def _refitted(self, a: str, b: str) -> dict[str, float]:
+        """How far an edit that was fitted on the other one is from itself fitted on the base, as maps."""
+        pairs = [(x, y) for x, y in ((a, b), (b, a)) if self.fits.refits(x)]
+        return {
+            f"{x} on {y}": distance(self.fits(x, on=y), self.fits(x)) / max(size(self.fits(x)), 1e-300)
+            for x, y in pairs
+        }
+
+
+def _plain(law: Law) -> dict[str, Any]:
+    return {"holds": law.holds, "value": law.value, "reason": law.reason}
+
+
+def _kind(edit: Affine) -> str:
+    """What kind of element an edit is: the sides that it acts from, whether it adds, whether it is a projection."""
+    sides = sorted({side for element in edit.values() for side in element.sides()})
+    adds = any(float(element.shift.norm()) > 1e-6 * size(edit) for element in edit.values())
+    if not sides:
+        return "translation"
+    return " ".join([*sides, *(["shift"] if adds else []), *(["projection"] if is_idempotent(edit) else [])])
