@@ -2,6 +2,7 @@
 
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -88,7 +89,7 @@ def test_an_editor_s_config_is_one_for_its_command(file: Path, offline: None, mo
 def test_a_table_s_config_names_what_there_is(file: Path, offline: None) -> None:
     parser = ArgumentParser()
     parser.add_function_arguments(methods.main)
-    made = parser.instantiate_classes(parser.parse_path(str(file)))
+    made: Any = parser.instantiate_classes(parser.parse_path(str(file)))
     for entry in made.edits.values():
         if entry.editor is not None:
             entry.editor.check(made.backbone)
