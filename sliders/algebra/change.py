@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sliders.algebra.element import Element
 from sliders.algebra.lowrank import LowRank
-from sliders.algebra.spectra import Spectrum, left_vectors, rank_of, rounding_norm
+from sliders.algebra.spectra import Spectrum, entropy, intruders, left_vectors, rank_of, rounding_norm
 from sliders.errors import SliderError
 
 _GRAM = 1e-7
@@ -118,3 +118,42 @@ def between(
     top = vectors[:, : spectrum.rank]
     update = LowRank(*((dense @ top, top.T) if tall else (top, top.T @ dense)), tuple(dense.shape))
     return Change(module, tuple(before.shape), update, spectrum, before.flatten(1), bias)
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What an update does to the spectrum of one weight.
+
+    Args:
+        module: of the layer.
+        rank: of the update.
+        relative: its Frobenius norm over the weight's.
+        entropy: spectral entropy of the update, in nats.
+        before, after: the weight's.
+        intruders: singular vectors among the first ten that the weight did not have before (`spectra.intruders`).
+    """
+
+    module: str
+    rank: int
+    relative: float
+    entropy: float
+    before: float
+    after: float
+    intruders: int
+
+
+def effect(change: Change) -> Effect:
+    """Of a change whose base is known."""
+    assert change.weight is not None
+    weight = change.weight.double()
+    vectors, values = left_vectors(weight)
+    moved, changed = left_vectors(weight + change.of_weight.dense())
+    return Effect(
+        change.module,
+        change.update.rank,
+        change.spectrum.norm / max(float(values.norm()), 1e-30),
+        entropy(change.spectrum.values),
+        entropy(values),
+        entropy(changed),
+        intruders(vectors, moved),
+    )
