@@ -21,6 +21,7 @@ from sliders.cli_defaults import BASE, JUDGE, LANGUAGE, one_each
 from sliders.cli_demo import demo
 from sliders.cli_edit import edit_commands
 from sliders.cli_export import export
+from sliders.cli_explain import explain
 from sliders.cli_laws import laws
 from sliders.cli_many import train_many
 from sliders.concept import Concept
@@ -286,7 +287,7 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     hush_libraries()
     try:
-        commands = [preview, generate, evaluate, bake, compose, laws, export, fetch, train_many, demo]
+        commands = [preview, generate, evaluate, bake, compose, laws, explain, export, fetch, train_many, demo]
         named = {command.__name__.replace("_", "-"): command for command in commands}
         auto_cli({**named, "edit": edit_commands()}, as_positional=True)
     except SliderError as error:

@@ -7,13 +7,14 @@ and, where covariances of the layers' inputs are given, whether they read as an 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from sliders.algebra.change import Change
+from sliders.algebra.edit import Translation
 from sliders.algebra.kinds import Fit, choose, fits, rivals
 from sliders.algebra.lowrank import LowRank
 
@@ -107,13 +108,16 @@ class Verdict:
         return self.parts[0].kind if self.parts else "rounding"
 
 
-def explain(changes: Sequence[Change], covariances: Mapping[str, Tensor] | None = None) -> Verdict:
+def judge(
+    changes: Sequence[Change], covariances: Callable[[Sequence[str]], Mapping[str, Tensor]] | None = None
+) -> Verdict:
     """What an update is.
 
     Args:
         changes: of each layer that differs.  Without the base's weights only spectra are judged.
-        covariances: second moments of what layers read, ``[in, in]``, by module; they alone tell a write at keys
-            from another update of its rank.
+        covariances: is asked for second moments of what layers read, ``[in, in]``, of those that nothing else
+            explains, the largest update first, and may answer for some; they alone tell a write at keys from another
+            update of its rank.
     """
     whole = sum(change.spectrum.norm**2 for change in changes)
     found: list[Part] = []
@@ -144,7 +148,9 @@ def explain(changes: Sequence[Change], covariances: Mapping[str, Tensor] | None 
     rest = [change for change in rest if not change.bias_alone]
     seen = [change for change in rest if change.weight is not None]
     aligned = alignment(seen) if seen else None
-    reads = {c.module: powers(c, covariances[c.module]) for c in rest if c.module in (covariances or {})}
+    asked = sorted(rest, key=lambda change: -change.spectrum.norm)
+    known = covariances([change.module for change in asked]) if covariances and asked else {}
+    reads = {change.module: powers(change, known[change.module]) for change in rest if change.module in known}
     written = [c for c in rest if c.module in reads and _prefers(reads[c.module], -1)]
     gain = sum(_lead(reads[c.module], -1) for c in written)
     add(
@@ -238,7 +244,7 @@ def _prefers(likelihoods: Mapping[int, float], power: int) -> bool:
     return _lead(likelihoods, power) > _SURE
 
 
-def nearest_factors(change: Change) -> LowRank:
-    """The change of the weight in the weight's own shape, as sliders have it."""
-    part = change.of_weight
-    return LowRank(part.B, part.A, change.shape)
+def as_update(changes: Sequence[Change]) -> Translation:
+    """What is added to the weights, in their own shapes, as sliders have it."""
+    parts = ((change, change.of_weight) for change in changes)
+    return Translation({change.module: LowRank(part.B, part.A, change.shape) for change, part in parts})

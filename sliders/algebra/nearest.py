@@ -58,9 +58,12 @@ def nearest(update: Translation, library: Sequence[Slider]) -> Nearest:
     left = gram[0, 0] - shares @ gram[1:, 0]
     found = [
         Neighbour(
-            slider.name,
-            *(float(table[0, k]) for table in (pairs.cosine, pairs.columns, pairs.rows, pairs.interference)),
-            float(shares[k - 1]),
+            name=slider.name,
+            cosine=float(pairs.cosine[0, k]),
+            columns=float(pairs.columns[0, k]),
+            rows=float(pairs.rows[0, k]),
+            interference=float(pairs.interference[0, k]),
+            coefficient=float(shares[k - 1]),
         )
         for k, slider in enumerate(library, 1)
     ]

@@ -72,16 +72,6 @@ def rank_of(values: Tensor, shape: tuple[int, int], rounding: float) -> Spectrum
     return Spectrum(values, rounding, threshold, int((values > threshold).sum()))
 
 
-def noise_edge(spectrum: Spectrum, shape: tuple[int, int]) -> float:
-    """Where the singular values of random numbers as large as the update's smaller half would end.
-
-    The edge of Marchenko and Pastur's law, ``(1 + sqrt(beta)) / lambda(beta)`` of Gavish and Donoho's threshold.
-    """
-    beta = min(shape) / max(shape)
-    factor = math.sqrt(2 * (beta + 1) + 8 * beta / (beta + 1 + math.sqrt(beta**2 + 14 * beta + 1)))
-    return spectrum.threshold * (1 + math.sqrt(beta)) / factor
-
-
 def rounding_norm(weight: Tensor) -> float:
     """The largest singular value that rounding a weight ``[out, in]`` to the precision it is stored in can make.
 

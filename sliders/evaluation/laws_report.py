@@ -65,17 +65,19 @@ class Section:
 
 @dataclass
 class LawsReport:
-    """All sections, and the numbers behind them as plain data."""
+    """All sections, and the numbers behind them as plain data; its files are called by its ``name``."""
 
     title: str
     note: str
+    name: str = "laws"
     sections: list[Section] = field(default_factory=list)
     data: dict[str, Any] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
-        """Write `laws.json` and `laws.html`, a page that needs nothing else."""
+        """Write `NAME.json` and `NAME.html`, a page that needs nothing else."""
         folder.mkdir(parents=True, exist_ok=True)
-        for name, text in (("laws.json", json.dumps(self.data, indent=1)), ("laws.html", self.page())):
+        files = ((f"{self.name}.json", json.dumps(self.data, indent=1)), (f"{self.name}.html", self.page()))
+        for name, text in files:
             temporary = folder / f".{name}.tmp"
             temporary.write_text(text, encoding="utf-8")
             temporary.replace(folder / name)

@@ -1,0 +1,140 @@
+"""`sliders explain`: what did this update change?"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from sliders import formats
+from sliders.algebra.change import Change, effect, of_factors
+from sliders.algebra.edit import Translation
+from sliders.algebra.explain import Verdict, as_update, judge
+from sliders.algebra.nearest import nearest
+from sliders.algebra.slider import Hinge, NamedDial, Slider
+from sliders.backbones.base import AbstractBackbone
+from sliders.backbones.causal_lm import CausalLMBackbone
+from sliders.backbones.sdxl import SDXLBackbone
+from sliders.backbones.unet import UNetBackbone
+from sliders.console import say
+from sliders.errors import SliderError
+from sliders.evaluation.explain import covariances_of, reads, texts_for
+from sliders.evaluation.explain_report import report
+from sliders.fetch import FETCHED, fetch
+from sliders.formats import peft
+from sliders.formats.checkpoint import Checkpoint, differences, is_checkpoint
+from sliders.formats.metadata import check_base
+
+_NEUTRAL = Path("data/text/neutral.txt")
+_READ = 8
+"""Of so many layers, those with the largest updates, the covariance of what they read is measured."""
+
+
+def explain(
+    update: Path,
+    base: Path | None = None,
+    library: list[Path] | None = None,
+    run: bool = True,
+    words: int = 400,
+    out: Path = Path("runs/explain"),
+    any_base: bool = False,
+) -> None:
+    """Find out what an update changed: its kind, rank, place, nearest sliders, and what it reads and writes.
+
+    What the file says of its own making is not looked at.  Writes `explain.json` and `explain.html`, a page with
+    pictures that says what each shows.
+
+    Args:
+        update: a slider, an edit, a PEFT folder, or the folder of a whole model to compare with the base.
+        base: folder of the model before the update; what the update's file names unless given.  Without one its kind
+            and its place in the weights cannot be judged.
+        library: known sliders to compare the update with.
+        run: load the base and ask it what the update reads and writes.
+        words: at most so many are tried.
+        out: folder for what is written.
+        any_base: explain an update that was made for another base.
+    """
+    if is_checkpoint(update):
+        if base is None:
+            raise SliderError(f"{update} is a whole model; give the one before the update with --base")
+        dial, before = None, _checkpoint(base)
+        changes, others = differences(before, Checkpoint(update))
+    else:
+        dial, others = formats.load_dial(update), {}
+        before = _base_of(update, dial, base)
+        changes = _changes(dial, before)
+    known = [_library(path) for path in library or []]
+    backbone = _backbone(before) if run and before else None
+    if backbone is not None:
+        backbone.load()
+        if dial is not None and not any_base:
+            check_base(dial, backbone.fingerprint(), str(before.folder if before else ""))
+    verdict = _judge(changes, backbone)
+    effects = [effect(change) for change in changes if change.weight is not None]
+    near = nearest(as_update(changes), known) if known and changes else None
+    rankings = reads(backbone, changes, *texts_for(backbone, words)) if backbone is not None else []
+    where = f"compared with {before.folder}" if before else "whose base is not known"
+    title, note = f"What {update.name} changed", f"{len(changes)} layers of {update}, {where}."
+    made = report(title, note, changes, verdict, effects, near, rankings, others)
+    made.write(out)
+    say(*[section.table() for section in made.sections if section.rows], f"report  {out / 'explain.html'}")
+
+
+def _checkpoint(base: Path) -> Checkpoint:
+    """The base's weights, of a folder or of a model that is fetched."""
+    folder = fetch(str(base)) if str(base) in FETCHED else base
+    if not is_checkpoint(folder):
+        raise SliderError(f"{base} is no folder of a diffusers pipeline or a transformers model; give one with --base")
+    return Checkpoint(folder)
+
+
+def _base_of(update: Path, dial: NamedDial, base: Path | None) -> Checkpoint | None:
+    """The base that was given, or the one that the file names if it is there."""
+    if base is not None:
+        return _checkpoint(base)
+    named = dial.metadata.get("sliders.base_model") or (peft.base_of(update)[0] if update.is_dir() else "")
+    there = bool(named) and (named in FETCHED or is_checkpoint(Path(named)))
+    return _checkpoint(Path(named)) if there else None
+
+
+def _changes(dial: NamedDial, before: Checkpoint | None) -> list[Change]:
+    """What a dial does at 1, to each layer."""
+    if isinstance(dial, Hinge):
+        raise SliderError(f"{dial.name} is a hinge of two updates; explain its sides, the sliders in its folder")
+    edit = dial.update if isinstance(dial, Slider) else dial.edit
+    changes: list[Change] = []
+    for module, element in edit.elements().items():
+        if before is None:
+            if not isinstance(edit, Translation):
+                raise SliderError(f"{dial.name} depends on the weights that it edits; give its base with --base")
+            changes.append(of_factors(module, edit[module]))
+            continue
+        weight, bias = before.layer(module)
+        moved = edit[module] if isinstance(edit, Translation) else element.displacement(weight, bias)
+        changes.append(of_factors(module, moved, weight, bias))
+    return changes
+
+
+def _library(path: Path) -> Slider:
+    dial = formats.load_dial(path)
+    if not isinstance(dial, Slider):
+        raise SliderError(f"{path} in --library is no slider; only sliders have one update to compare with")
+    return dial
+
+
+def _backbone(before: Checkpoint) -> AbstractBackbone:
+    """The model that a checkpoint is of."""
+    if not before.pictures:
+        return CausalLMBackbone(str(before.folder))
+    family = SDXLBackbone if any(name.startswith("text_encoder_2.") for name in before) else UNetBackbone
+    return family(str(before.folder))
+
+
+def _judge(changes: Sequence[Change], backbone: AbstractBackbone | None) -> Verdict:
+    if not isinstance(backbone, CausalLMBackbone):
+        return judge(changes)
+    texts = [*texts_for(backbone, 0)[0], *_NEUTRAL.read_text(encoding="utf-8").splitlines()]
+
+    def ask(modules: Sequence[str]) -> Mapping[str, Tensor]:
+        return covariances_of(backbone, modules[:_READ], [text for text in texts if text])
+
+    return judge(changes, ask)

@@ -1,0 +1,250 @@
+"""What an update reads and writes, asked of the model: words, prompts and tokens that it responds to and promotes.
+
+A layer's response to an input ``x`` is how much of its output the update changes, ``|D x + d|^2 / |W x + b|^2``; over
+layers the mean is taken.  It depends on the update alone and on no choice of factors.
+"""
+
+import heapq
+import re
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sliders.algebra.change import Change
+from sliders.algebra.edit import Affine
+from sliders.attach import baked
+from sliders.backbones.base import AbstractBackbone, DiffusionBackbone
+from sliders.backbones.causal_lm import CausalLMBackbone
+from sliders.backbones.unet import UNetBackbone
+from sliders.batch import TensorBatch
+from sliders.concept import read_prompts
+from sliders.evaluation.interference import inputs_of
+from sliders.evaluation.sampling import Sampling, scenes
+from sliders.evaluation.stages import picture_stage
+
+PROMPTS = {"image": Path("data/avatars/prompts"), "text": Path("data/text/prompts")}
+_CARRIER = "He wrote:"
+"""What stands before everything that a language model is shown: the first token of a text is read like no other."""
+_TOKENS, _BATCH = 48, 16
+_SCENES = 48
+_STREAM = re.compile(r"\.(o_proj|out_proj|down_proj|c_proj|fc2|dense|dense_4h_to_h)$")
+"""Layers whose output goes into a transformer's residual stream."""
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Things, and a number for each, the largest first.
+
+    Args:
+        title: what they are.
+        says: in a sentence, what the number is.
+        entries: names and numbers.
+    """
+
+    title: str
+    says: str
+    entries: tuple[tuple[str, float], ...]
+
+
+def _ranked(title: str, says: str, found: Iterable[tuple[str, float]], keep: int = 40) -> Ranking:
+    """The first of them; of one name the largest counts."""
+    best: dict[str, float] = {}
+    for name, value in sorted(found, key=lambda item: -item[1]):
+        best.setdefault(name, value)
+    return Ranking(title, says, tuple(best.items())[:keep])
+
+
+def texts_for(backbone: AbstractBackbone, words: int) -> tuple[list[str], list[str]]:
+    """The prompts that are shipped for models of this modality, and words: theirs, and those of a small vocabulary.
+
+    Args:
+        backbone: loaded.
+        words: at most so many.
+    """
+    files = sorted(PROMPTS[backbone.modality].glob("*.txt"))
+    prompts = list(dict.fromkeys(line for file in files for line in read_prompts(file)))
+    found = [word for prompt in prompts for word in re.findall(r"[^\W\d_]{3,}", prompt)]
+    if isinstance(backbone, UNetBackbone):
+        found += re.findall(r"\b([a-z]{3,})</w>", " ".join(backbone.pipeline.tokenizer.get_vocab()))
+    distinct = list(dict.fromkeys(found))
+    ends = {word[k:] for word in distinct for k in range(1, len(word) - 2)}  # a vocabulary has ends of words, too
+    return prompts, [word for word in distinct if word not in ends][:words]
+
+
+@torch.no_grad()
+def reads(
+    backbone: AbstractBackbone, changes: Sequence[Change], prompts: Sequence[str], words: Sequence[str]
+) -> list[Ranking]:
+    """What an update responds to, and what it promotes.
+
+    Args:
+        backbone: the base, loaded.
+        changes: of its layers; those that do not stand out of noise are left out.
+        prompts: that are tried.
+        words: that are tried, each alone.
+    """
+    moved = [change for change in changes if change.update.rank]
+    if not moved:
+        return []
+    if isinstance(backbone, CausalLMBackbone):
+        return _language(backbone, moved, prompts, words)
+    assert isinstance(backbone, DiffusionBackbone)
+    return _pictures(backbone, moved, prompts, words)
+
+
+def _moved(change: Change, x: Tensor) -> tuple[Tensor, Tensor]:
+    """How much of the answers to inputs ``x [..., in]`` the update changes ``[...]``, and the change ``[..., out]``."""
+    assert change.weight is not None
+    bias = None if change.bias is None else change.bias.to(x)
+    answered = F.linear(x, change.weight.to(x), bias)
+    part = change.of_weight.to(x.dtype)
+    moved = F.linear(F.linear(x, part.A), part.B, change.of_bias.to(x))
+    return moved.square().sum(-1) / answered.square().sum(-1).clamp_min(1e-12), moved
+
+
+# Language
+
+
+@torch.no_grad()
+def covariances_of(backbone: CausalLMBackbone, modules: Sequence[str], texts: Sequence[str]) -> dict[str, Tensor]:
+    """Second moments ``[in, in]`` of what layers read at the tokens of texts."""
+    sums: dict[str, Tensor] = {}
+    count = 0
+    for start in range(0, len(texts), _BATCH):
+        state = _state(backbone, texts[start : start + _BATCH])
+        count += int(state["mask"].sum())
+
+        def add(module: str, x: Tensor, mask: Tensor = state["mask"]) -> None:
+            own = x[mask]
+            sums[module] = sums.get(module, torch.zeros(())) + own.T @ own
+
+        _run(backbone, state, modules, add)
+    return {module: total / max(count, 1) for module, total in sums.items()}
+
+
+def _state(backbone: CausalLMBackbone, texts: Sequence[str]) -> TensorBatch:
+    return backbone.responses([f" {text}" for text in texts], _TOKENS, end=False)
+
+
+def _run(
+    backbone: CausalLMBackbone, state: TensorBatch, modules: Sequence[str], use: Callable[[str, Tensor], None]
+) -> None:
+    """Show the model texts; ``use`` is given what each layer reads at their tokens, ``[n, tokens, in]``."""
+    n, tokens = state["tokens"].shape
+
+    def watch(name: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        use(name, inputs_of(layer, inputs[0].detach().float()).unflatten(0, (n, -1))[:, -tokens:])
+
+    with ExitStack() as stack:
+        for name in modules:
+            stack.callback(backbone.get_submodule(name).register_forward_pre_hook(partial(watch, name)).remove)
+        backbone.hidden(state, backbone.encode_plain([_CARRIER] * n), [1])
+
+
+def _language(
+    backbone: CausalLMBackbone, changes: Sequence[Change], prompts: Sequence[str], words: Sequence[str]
+) -> list[Ranking]:
+    by_name = {change.module: change for change in changes}
+    tokens: list[tuple[str, float]] = []
+    by_word: list[tuple[str, float]] = []
+    by_prompt: list[tuple[str, float]] = []
+    strongest: list[tuple[float, int, Tensor]] = []
+    texts = [*words, *prompts]
+    for start in range(0, len(texts), _BATCH):
+        state = _state(backbone, texts[start : start + _BATCH])
+        response = torch.zeros(state["mask"].shape)
+        written = torch.zeros(*state["mask"].shape, backbone.lm.config.hidden_size)
+
+        def add(module: str, x: Tensor, response: Tensor = response, written: Tensor = written) -> None:
+            share, moved = _moved(by_name[module], x)
+            response += share.cpu() / len(changes)
+            if _STREAM.search(module) and moved.shape[-1] == written.shape[-1]:
+                written += moved.cpu()
+
+        _run(backbone, state, list(by_name), add)
+        for k, text in enumerate(texts[start : start + _BATCH], start):
+            row, mask = k - start, state["mask"][k - start].cpu()
+            own = response[row, mask]
+            if k < len(words):
+                by_word.append((text, float(own.max())))
+            else:
+                by_prompt.append((text, float(own.mean())))
+                names = [backbone.tokenizer.decode([i]).strip() for i in state["tokens"][row, state["mask"][row]]]
+                tokens += list(zip(names, own.tolist(), strict=True))
+            place = int(own.argmax())
+            strongest = heapq.nlargest(10, [*strongest, (float(own[place]), k, written[row, mask][place])])
+    share = "The share of the changed layers' outputs that the update changes"
+    promoted = torch.stack([direction for _, _, direction in strongest]).mean(0)
+    found = [
+        _ranked("Words it responds to", f"{share} at a word, which stands alone.", by_word),
+        _ranked("Tokens it responds to", f"{share} at a token, where it is largest in any prompt.", tokens),
+        _ranked("Prompts it responds to", f"{share}, on average over the prompt's tokens.", by_prompt),
+    ]
+    if promoted.any():
+        said = _lens(backbone, promoted)
+        names = ((backbone.tokenizer.decode([i]).strip(), float(said[i])) for i in said.topk(60).indices.tolist())
+        says = (
+            "What the update adds to the residual stream where it responds most, read through the output layer as if "
+            "no layer came after it: logits."
+        )
+        found.append(_ranked("Tokens it promotes", says, names))
+    return found
+
+
+def _lens(backbone: CausalLMBackbone, direction: Tensor) -> Tensor:
+    """Logits ``[vocabulary]`` of a direction in the residual stream, through the last norm's scale."""
+    named = backbone.lm.base_model.named_parameters()
+    scales = [weight for name, weight in named if re.fullmatch(r"(ln_f|[^.]*norm[^.]*)\.weight", name)]
+    scaled = direction * (scales[-1].float().cpu() if scales else 1)
+    return backbone.lm.get_output_embeddings().weight.float().cpu() @ scaled
+
+
+# Pictures
+
+
+def _pictures(
+    backbone: DiffusionBackbone, changes: Sequence[Change], prompts: Sequence[str], words: Sequence[str]
+) -> list[Ranking]:
+    found: list[Ranking] = []
+    from_text = set(backbone.select_targets(["xattn-strict"]))
+    reading = [change for change in changes if change.module in from_text]
+    if reading:
+        share = "The share of the cross-attention's keys and values that the update changes"
+        ask = partial(_text_responses, backbone, reading)
+        found.append(_ranked("Words it responds to", f"{share} where the word is the prompt.", ask(words)))
+        found.append(_ranked("Prompts it responds to", f"{share}.", ask(prompts)))
+    edit = Affine({change.module: change.element() for change in changes})
+    shown = prompts[:: max(len(prompts) // _SCENES, 1)][:_SCENES]
+    stage = picture_stage(backbone, scenes(shown, len(shown)), Sampling(steps=6))
+    plain = picture_stage(backbone, scenes([""], 4), Sampling(steps=6))
+    with baked(backbone, edit):
+        moved, moved_plain = stage.predict() - stage.base, plain.predict() - plain.base
+    sizes = (stage.squared(moved) / stage.squared(stage.base)).sqrt().tolist()
+    says = "How far predictions move at states that the base visits on its way to a picture, relative to them."
+    found.append(_ranked("Prompts whose predictions change most", says, zip(shown, sizes, strict=True)))
+
+    def cosine(word: str) -> float:
+        spoken = replace(plain, prompts=[word] * len(plain.prompts)).predict() - plain.base
+        return float(F.cosine_similarity(spoken.flatten(), moved_plain.flatten(), dim=0))
+
+    says = "Without a prompt, the cosine between how the update and how the word as a prompt moves predictions."
+    found.append(_ranked("Words that do what it does", says, ((word, cosine(word)) for word in words)))
+    return found
+
+
+def _text_responses(
+    backbone: DiffusionBackbone, changes: Sequence[Change], texts: Sequence[str]
+) -> list[tuple[str, float]]:
+    found: list[tuple[str, float]] = []
+    for start in range(0, len(texts), _BATCH):
+        part = texts[start : start + _BATCH]
+        embeddings = backbone.encode(part)["prompt_embeds"].float()
+        shares = [_moved(change, embeddings)[0].mean(1) for change in changes]
+        found += list(zip(part, torch.stack(shares).mean(0).tolist(), strict=True))
+    return found
