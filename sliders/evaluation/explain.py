@@ -7,7 +7,7 @@ layers the mean is taken.  It depends on the update alone and on no choice of fa
 import heapq
 import re
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -116,8 +116,9 @@ def covariances_of(backbone: CausalLMBackbone, modules: Sequence[str], texts: Se
     """Second moments ``[in, in]`` of what layers read at the tokens of texts."""
     sums: dict[str, Tensor] = {}
     count = 0
+    ordered = sorted(texts, key=len)
     for start in range(0, len(texts), _BATCH):
-        state = _state(backbone, texts[start : start + _BATCH])
+        state = _state(backbone, ordered[start : start + _BATCH])
         count += int(state["mask"].sum())
 
         def add(module: str, x: Tensor, mask: Tensor = state["mask"]) -> None:
@@ -129,7 +130,14 @@ def covariances_of(backbone: CausalLMBackbone, modules: Sequence[str], texts: Se
 
 
 def _state(backbone: CausalLMBackbone, texts: Sequence[str]) -> TensorBatch:
-    return backbone.responses([f" {text}" for text in texts], _TOKENS, end=False)
+    """Texts as tokens, without the padding that all share."""
+    state = backbone.responses([f" {text}" for text in texts], _TOKENS, end=False)
+    used = int(state["mask"].sum(1).max())
+    return {name: value[:, :used] for name, value in state.items()}
+
+
+class _AllSeen(Exception):
+    """No layer that is watched comes later."""
 
 
 def _run(
@@ -137,11 +145,15 @@ def _run(
 ) -> None:
     """Show the model texts; ``use`` is given what each layer reads at their tokens, ``[n, tokens, in]``."""
     n, tokens = state["tokens"].shape
+    waiting = set(modules)
 
     def watch(name: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         use(name, inputs_of(layer, inputs[0].detach().float()).unflatten(0, (n, -1))[:, -tokens:])
+        waiting.discard(name)
+        if not waiting:
+            raise _AllSeen
 
-    with ExitStack() as stack:
+    with ExitStack() as stack, suppress(_AllSeen):
         for name in modules:
             stack.callback(backbone.get_submodule(name).register_forward_pre_hook(partial(watch, name)).remove)
         backbone.hidden(state, backbone.encode_plain([_CARRIER] * n), [1])
@@ -155,7 +167,7 @@ def _language(
     by_word: list[tuple[str, float]] = []
     by_prompt: list[tuple[str, float]] = []
     strongest: list[tuple[float, int, Tensor]] = []
-    texts = [*words, *prompts]
+    texts = [*words, *sorted(prompts, key=len)]
     for start in range(0, len(texts), _BATCH):
         state = _state(backbone, texts[start : start + _BATCH])
         response = torch.zeros(state["mask"].shape)

@@ -16,13 +16,14 @@ from sliders.evaluation.explain import Ranking
 from sliders.evaluation.laws_report import LawsReport, Section
 from sliders.evaluation.plots import plt
 
-_ROLES = (
-    ("q", r"(to_q|q_proj|query|q)$"),
-    ("k", r"(to_k|k_proj|key|k)$"),
-    ("v", r"(to_v|v_proj|value|v)$"),
-    ("o", r"(to_out(\.0)?|o_proj|out_proj|c_proj|dense)$"),
-)
-_PLACE = re.compile(r"(down_blocks\.\d+|mid_block|up_blocks\.\d+|(?:layers|h|blocks|transformer_blocks)\.\d+)")
+_PLACE = re.compile(r"(down_blocks\.\d+|mid_block|up_blocks\.\d+|(?:layers|h|blocks)\.\d+)")
+_KINDS = {
+    "cross-attention": r"\.(attn2|encoder_attn|cross_attn)\.",
+    "attention": r"\.(attn1?|self_attn|attention|self_attention)\.",
+    "feed-forward": r"\.(mlp|ff|ffn|feed_forward)\.",
+    "convolution": r"conv",
+}
+_ROLES = {"q": r"to_q|q_proj|query", "k": r"to_k|k_proj|key", "v": r"to_v|v_proj|value", "o": r"to_out|o_proj|out_proj"}
 _SHOWN = 12
 """Layers that a table or a picture of spectra shows: those with the largest updates."""
 
@@ -31,26 +32,21 @@ def place(module: str) -> tuple[str, str]:
     """A layer's block and its kind of layer, from its name."""
     component, _, rest = module.partition(".")
     found = _PLACE.search(rest)
-    block = f"{component} {found[1]}" if found else component
-    if re.search(r"attn|attention", module):
-        cross = "cross-" if re.search(r"attn2|encoder_attn|cross_attn", module) else ""
-        role = next((name for name, pattern in _ROLES if re.search(rf"\.{pattern}", module)), "other")
-        return block, f"{cross}attention {role}"
-    for kind, pattern in (("feed-forward", r"mlp|\.ff\.|feed_forward|fc\d"), ("convolution", r"conv")):
-        if re.search(pattern, module):
-            return block, kind
-    return block, "other"
+    kind = next((name for name, pattern in _KINDS.items() if re.search(pattern, module)), "other")
+    role = next((f" {name}" for name, pattern in _ROLES.items() if re.search(rf"\.({pattern})", module)), "")
+    return f"{component} {found[1]}" if found else component, f"{kind}{role}"
 
 
 def spectrum_figure(changes: Sequence[Change]) -> Figure:
     """Singular values of the largest updates, over what noise could make of them."""
     figure, axis = plt.subplots(figsize=(8, 4), layout="constrained")
+    longest = max((len(change.spectrum.values) for change in changes), default=0)
     for change in changes:
         spectrum = change.spectrum
         values = np.maximum(spectrum.values.numpy() / (spectrum.threshold or 1.0), 1e-6)
         axis.plot(range(1, len(values) + 1), values, ".-", linewidth=0.8, markersize=3, label=change.module)
     axis.axhline(1, color="#d1495b", linestyle="--", linewidth=1)
-    axis.set(yscale="log", xscale="log", xlabel="singular value, largest first", ylabel="over the noise threshold")
+    axis.set(yscale="log", xscale="log" if longest > _SHOWN else "linear", xlabel="singular value, largest first", ylabel="over the noise threshold")
     axis.legend(frameon=False, fontsize=6)
     axis.spines[["top", "right"]].set_visible(False)
     return figure
@@ -138,14 +134,14 @@ def report(
     if near:
         made.sections.append(_nearest(near))
     for ranking in rankings:
-        first = ranking.entries[:20]
+        first = ranking.entries[:_SHOWN]
         made.sections.append(
             Section(
                 ranking.title,
                 ranking.says,
                 ("", "number"),
                 [[name, f"{value:.3g}"] for name, value in first],
-                bars(first[:12], ranking.title.lower()) if first else None,
+                bars(first, ranking.title.lower()) if first else None,
             )
         )
     if others:
