@@ -40,7 +40,7 @@ _CHANCE_Z = 4.0
 _ENOUGH = 16
 """So many directions can be called random from weights alone; one or two cannot."""
 _SURE = 10.0
-"""Nats by which one power of the covariance must be likelier than the others."""
+"""Nats by which an inverse covariance must be likelier than no or a positive power of it."""
 
 
 @dataclass(frozen=True)
@@ -151,8 +151,8 @@ def judge(
     asked = sorted(rest, key=lambda change: -change.spectrum.norm)
     known = covariances([change.module for change in asked]) if covariances and asked else {}
     reads = {change.module: powers(change, known[change.module]) for change in rest if change.module in known}
-    written = [c for c in rest if c.module in reads and _prefers(reads[c.module], -1)]
-    gain = sum(_lead(reads[c.module], -1) for c in written)
+    written = [c for c in rest if c.module in reads and _lead(reads[c.module]) > _SURE]
+    gain = sum(_lead(reads[change.module]) for change in written)
     add(
         "write",
         written,
@@ -160,7 +160,7 @@ def judge(
         "than directions at random or along the inputs, as an optimiser's are.",
     )
     rest = [change for change in rest if change not in written]
-    blind = [c for c in rest if c.module in reads and _prefers(reads[c.module], 0)]
+    blind = [c for c in rest if c.module in reads and _likeliest(reads[c.module]) == 0]
     if aligned and aligned.by_chance and (len(blind) == len(rest) or sum(c.update.rank for c in rest) >= _ENOUGH):
         add("random", rest, f"Of low rank, but its directions have nothing to do with the weights: {_said(aligned)}")
     else:
@@ -215,12 +215,12 @@ def _excess(basis: Tensor, weight: Tensor) -> float:
     return excess / math.sqrt(variance) if variance > 1e-12 * trace**2 else 0.0
 
 
-def powers(change: Change, covariance: Tensor) -> dict[int, float]:
-    """Log-likelihoods, in nats, of the directions read being ``C^(p/2)`` times isotropic ones, for p = -1, 0, 1.
+def powers(change: Change, covariance: Tensor) -> dict[float, float]:
+    """Log-likelihoods, in nats, of the directions read being ``C^(p/2)`` times isotropic ones, for p from -1 to 1.
 
     A closed form reads ``C^-1 k`` for a key, whose own covariance is ``C``: p = -1.  A gradient is a sum of inputs:
-    p = 1.  Random factors have p = 0.  For a basis ``V [in, r]`` of the row space it is
-    ``-r/2 log det C^p - in/2 log det V^T C^-p V``, the same for every basis.
+    p > 0, and 1 if inputs were Gaussian.  Random factors have p = 0.  For a basis ``V [in, r]`` of the row space it
+    is ``-r/2 log det C^p - in/2 log det V^T C^-p V``, the same for every basis.
 
     Args:
         change: of a layer.
@@ -230,18 +230,20 @@ def powers(change: Change, covariance: Tensor) -> dict[int, float]:
     c = covariance.to(basis)
     values, vectors = torch.linalg.eigh(c + torch.eye(len(c)).to(c) * (0.01 * c.trace() / len(c)))
     seen, found = vectors.T @ basis, {}
-    for p in (-1, 0, 1):
+    for p in (step / 4 for step in range(-4, 5)):
         inner = seen.T @ (seen * values.pow(-p)[:, None])
         found[p] = float(-0.5 * p * basis.shape[1] * values.log().sum() - 0.5 * len(c) * torch.logdet(inner))
     return found
 
 
-def _lead(likelihoods: Mapping[int, float], power: int) -> float:
-    return likelihoods[power] - max(value for p, value in likelihoods.items() if p != power)
+def _likeliest(likelihoods: Mapping[float, float]) -> float:
+    return max(likelihoods, key=lambda p: likelihoods[p])
 
 
-def _prefers(likelihoods: Mapping[int, float], power: int) -> bool:
-    return _lead(likelihoods, power) > _SURE
+def _lead(likelihoods: Mapping[float, float]) -> float:
+    """By how many nats an inverse covariance is likelier than no or a positive power."""
+    inverse, other = (max(v for p, v in likelihoods.items() if (p < 0) is side) for side in (True, False))
+    return inverse - other if _likeliest(likelihoods) <= -0.5 else 0.0
 
 
 def as_update(changes: Sequence[Change]) -> Translation:

@@ -187,7 +187,7 @@ def _language(
                 by_word.append((text, float(own.max())))
             else:
                 by_prompt.append((text, float(own.mean())))
-                names = [backbone.tokenizer.decode([i]).strip() for i in state["tokens"][row, state["mask"][row]]]
+                names = [_shown(backbone, int(i)) for i in state["tokens"][row, state["mask"][row]]]
                 tokens += list(zip(names, own.tolist(), strict=True))
             place = int(own.argmax())
             strongest = heapq.nlargest(10, [*strongest, (float(own[place]), k, written[row, mask][place])])
@@ -200,13 +200,18 @@ def _language(
     ]
     if promoted.any():
         said = _lens(backbone, promoted)
-        names = ((backbone.tokenizer.decode([i]).strip(), float(said[i])) for i in said.topk(60).indices.tolist())
+        names = ((_shown(backbone, i), float(said[i])) for i in said.topk(min(60, len(said))).indices.tolist())
         says = (
             "What the update adds to the residual stream where it responds most, read through the output layer as if "
             "no layer came after it: logits."
         )
         found.append(_ranked("Tokens it promotes", says, names))
     return found
+
+
+def _shown(backbone: CausalLMBackbone, token: int) -> str:
+    text = backbone.tokenizer.decode([token]).strip()
+    return text if text and text.isprintable() else repr(text)
 
 
 def _lens(backbone: CausalLMBackbone, direction: Tensor) -> Tensor:

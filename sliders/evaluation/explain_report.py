@@ -40,13 +40,18 @@ def place(module: str) -> tuple[str, str]:
 def spectrum_figure(changes: Sequence[Change]) -> Figure:
     """Singular values of the largest updates, over what noise could make of them."""
     figure, axis = plt.subplots(figsize=(8, 4), layout="constrained")
-    longest = max((len(change.spectrum.values) for change in changes), default=0)
+    longest = max(len(change.spectrum.values) for change in changes)
     for change in changes:
         spectrum = change.spectrum
         values = np.maximum(spectrum.values.numpy() / (spectrum.threshold or 1.0), 1e-6)
         axis.plot(range(1, len(values) + 1), values, ".-", linewidth=0.8, markersize=3, label=change.module)
     axis.axhline(1, color="#d1495b", linestyle="--", linewidth=1)
-    axis.set(yscale="log", xscale="log" if longest > _SHOWN else "linear", xlabel="singular value, largest first", ylabel="over the noise threshold")
+    axis.set(
+        yscale="log",
+        xscale="log" if longest > _SHOWN else "linear",
+        xlabel="singular value, largest first",
+        ylabel="over the noise threshold",
+    )
     axis.legend(frameon=False, fontsize=6)
     axis.spines[["top", "right"]].set_visible(False)
     return figure
@@ -119,7 +124,7 @@ def report(
     """
     made = LawsReport(title, note, "explain")
     largest = sorted(changes, key=lambda change: -change.spectrum.norm)[:_SHOWN]
-    made.sections += [*_verdict(verdict), _spectra(largest)]
+    made.sections += [*_verdict(verdict), *([_spectra(largest)] if largest else [])]
     if effects:
         sizes = layer_map(changes, effects)
         made.sections.append(
