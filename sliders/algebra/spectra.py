@@ -109,6 +109,13 @@ def left_vectors(weight: Tensor) -> tuple[Tensor, Tensor]:
     return matrix @ vectors.flip(1) / values.clamp_min(values[0] * 1e-12 + _TINY), values
 
 
+def singular_values(weight: Tensor) -> Tensor:
+    """Of a weight ``[out, in]``, ``[min]``, largest first, from the Gram matrix of its shorter side."""
+    matrix = weight.double()
+    gram = matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
+    return torch.linalg.eigvalsh(gram).flip(0).clamp_min(0).sqrt()
+
+
 def intruders(before: Tensor, after: Tensor, top: int = 10, cosine: float = 0.5) -> int:
     """How many of the first ``top`` left singular vectors are like none that were there before (2410.21228, alg. 1).
 

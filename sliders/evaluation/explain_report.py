@@ -257,14 +257,15 @@ def _effects(effects: Sequence[Effect]) -> Section:
 
 
 def _nearest(near: Nearest) -> Section:
-    first = near.neighbours[0]
+    first, closest = near.neighbours[0], max(near.neighbours, key=lambda one: one.columns)
     rows = [
         [n.name, f"{n.cosine:+.3f}", f"{n.columns:.3f}", f"{n.rows:.3f}", f"{n.interference:.3f}",
          f"{n.coefficient:+.3f}"]
         for n in near.neighbours
     ]  # fmt: skip
     says = (
-        f"The nearest is {first.name!r}, with cosine {first.cosine:+.3f}. The mixture of all that is nearest by least "
+        f"The nearest is {first.name!r}, with cosine {first.cosine:+.3f}; by the subspaces that are written it is "
+        f"{closest.name!r}. The mixture of all that is nearest by least "
         f"squares leaves {near.residual:.1%} of the update's norm. 'Written' and 'read' are mean squared cosines of "
         "the principal angles between the subspaces."
     )

@@ -216,7 +216,7 @@ def test_the_covariance_tells_a_write_from_other_updates_of_its_rank(seed: int) 
         likely = powers(change, c)
         assert abs(max(likely, key=lambda p: likely[p]) - power) <= 0.25
         assert likely == pytest.approx(powers(of_factors("x", in_gauge(change.update, 3), weight), c), abs=1e-4)
-        verdict = judge([change], lambda modules: {module: c for module in modules})
+        verdict = judge([change], lambda modules: dict.fromkeys(modules, c))
         assert power == 0 or one_kind(verdict) == kind
     assert one_kind(judge([written])) == "translation"  # control: without the covariance it cannot be known
 
