@@ -196,8 +196,8 @@ def page(title: str, short: str, rows: Sequence[Row]) -> list[str]:
         "**Do larger low-rank updates make weights lower-rank?** At "
         f"{', '.join(f'{scale:g}' for scale in SCALES)} times the trained size the update lowers the weight's spectral "
         f"entropy in {_list(falls)} of the layers, and one with random directions in {_list(by_chance)}. At the "
-        f"trained size it ends lower with the trained directions than with random ones in {below:.0%} of them. Among layers of "
-        f"one shape and slider, {lower}.",
+        f"trained size it ends lower with the trained directions than with random ones in {below:.0%} of them. Among "
+        f"layers of one shape and slider, {lower}.",
         "",
         f"![size over entropy](entropy_{short}_where.png)",
         "",

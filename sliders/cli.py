@@ -20,8 +20,8 @@ from sliders.cli_algebra import compose
 from sliders.cli_defaults import BASE, JUDGE, LANGUAGE, one_each
 from sliders.cli_demo import demo
 from sliders.cli_edit import edit_commands
-from sliders.cli_export import export
 from sliders.cli_explain import explain
+from sliders.cli_export import export
 from sliders.cli_laws import laws
 from sliders.cli_many import train_many
 from sliders.concept import Concept

@@ -6,21 +6,16 @@ import pkgutil
 from collections.abc import Callable
 from pathlib import Path
 
-from jsonargparse import lazy_instance
-
 from sliders import editors
 from sliders.algebra.edit import Translation
 from sliders.algebra.slider import Slider
 from sliders.backbones.base import AbstractBackbone
 from sliders.backbones.causal_lm import CausalLMBackbone
-from sliders.backbones.unet import UNetBackbone
+from sliders.cli_defaults import BASE, LANGUAGE
 from sliders.console import say
 from sliders.editors.base import Editor
 from sliders.errors import SliderError
 from sliders.formats import edit as edit_file
-
-_BASE = lazy_instance(UNetBackbone, model="data/avatars/model")
-_LANGUAGE = lazy_instance(CausalLMBackbone, model="smollm2")
 
 
 def methods() -> dict[str, type[Editor]]:
@@ -41,7 +36,7 @@ def edit_commands() -> dict[str, str | Callable[..., None]]:
 
 def _command(method: str, kind: type[Editor]) -> Callable[..., None]:
     """The command of one editor; its fields are the arguments ``--editor.FIELD``."""
-    default = _LANGUAGE if issubclass(kind.of, CausalLMBackbone) else _BASE
+    default = LANGUAGE if issubclass(kind.of, CausalLMBackbone) else BASE
 
     def edit(
         editor: Editor | None = None,

@@ -190,8 +190,8 @@ class Pool(Pooled):
         refresh: training steps between two fillings.
         guidance: of the rollout.
         dial: largest magnitude of the dial during the rollout; each trajectory draws its own.
-        kept: states of each trajectory that the teacher is asked about, at depths drawn at random, twice as many where one
-            trajectory stands for a pair; None is all of them.
+        kept: states of each trajectory that the teacher is asked about, at depths drawn at random, twice as many where
+            one trajectory stands for a pair; None is all of them.
         chunk: rows the teacher is asked about in one call.
     """
 
