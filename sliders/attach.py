@@ -234,6 +234,14 @@ def _is_taken(layer: nn.Module) -> bool:
     return "forward" in vars(layer)
 
 
+def is_attached(model: nn.Module) -> bool:
+    """Whether sliders run on a model now, finished ones or one in training."""
+    return any(
+        isinstance(vars(module).get("forward"), _StackedUpdate) or isinstance(module, LoraLayer)
+        for module in model.modules()
+    )
+
+
 @contextmanager
 def _in_place_of(layer: nn.Module, update: _StackedUpdate) -> Iterator[None]:
     """Let an update run where the layer's `forward` ran."""

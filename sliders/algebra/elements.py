@@ -63,11 +63,21 @@ def onto(directions: Tensor) -> LowRank:
     return LowRank(basis, basis.T, (n, n))
 
 
+def rome_gains(key: Tensor, covariance: Tensor) -> Tensor:
+    """``u^T / (u^T k)`` with ``u = C^-1 k`` (2202.05262, eq. 2): ``[1, in]`` for a key ``[in, 1]``."""
+    u = torch.linalg.solve(covariance, key)
+    return u.T / (u.T @ key)
+
+
+def memit_gains(keys: Tensor, penalty: Tensor) -> Tensor:
+    """``K^T (l C + K K^T)^-1`` (2210.07229, eq. 14): ``[m, in]`` for keys ``[in, m]`` and ``penalty = l C``."""
+    return torch.linalg.solve(penalty + keys @ keys.T, keys).T
+
+
 def write(keys: Tensor, gains: Tensor, values: Tensor, shape: tuple[int, ...]) -> Element:
     """``W -> W - (W K - V) G``: the layer's answers at the keys move to the values.
 
-    ROME (2202.05262, eq. 2) has one key ``k`` and ``G = u^T / (u^T k)`` with ``u = C^-1 k``; MEMIT (2210.07229,
-    eq. 14) has ``G = K^T (l C + K K^T)^-1``.
+    ROME has one key and `rome_gains`; MEMIT has `memit_gains`.
 
     Args:
         keys: ``K [in, m]``, or ``[in + 1, m]`` with a last row for the bias, usually of ones.

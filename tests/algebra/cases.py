@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sliders.algebra import elements
 from sliders.algebra.edit import Affine
 from sliders.algebra.element import Element
 from sliders.algebra.elements import erase_input, erase_output, onto, redirect, steer_input, steer_output, write
@@ -96,7 +97,7 @@ def rome(shape: tuple[int, ...], seed: int) -> tuple[Element, Oracle]:
 
 def memit_element(c: Tensor, keys: Tensor, values: Tensor, shape: tuple[int, ...]) -> Element:
     """``c`` is lambda C."""
-    return write(keys, torch.linalg.solve(c + keys @ keys.T, keys).T, values, shape)
+    return write(keys, elements.memit_gains(keys, c), values, shape)
 
 
 def least_squares(weight: Tensor, c: Tensor, keys: Tensor, values: Tensor) -> Tensor:

@@ -1,0 +1,214 @@
+"""What the editors of language models reach on the small real model: `python -m benchmarks.edits`.
+
+ROME rewrites each fact of its file alone and MEMIT all at once; a function vector does a task without examples.  Beside
+each stands the same edit with its directions drawn anew: it reads the same, and writes as much, at random.  Every
+measurement is kept in a file of its own, so that the run can be taken up again.  Writes `docs/edits_language.md`.
+"""
+
+import itertools
+import json
+import random
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from jsonargparse import ArgumentParser, auto_cli
+from torch import Tensor
+
+from sliders.algebra.edit import Affine
+from sliders.algebra.element import Element
+from sliders.algebra.elements import steer_output
+from sliders.algebra.lowrank import LowRank
+from sliders.attach import baked, layer_weights, weight_shape
+from sliders.backbones.causal_lm import CausalLMBackbone
+from sliders.concept import read_prompts
+from sliders.editors.contrast import writer
+from sliders.editors.facts import Rewrite, read_rewrites
+from sliders.editors.function_vector import FunctionVector
+from sliders.editors.memit import MEMIT
+from sliders.editors.recall import run
+from sliders.editors.rome import ROME
+from sliders.evaluation.in_context import Task, solved
+from sliders.evaluation.rewriting import rate_rewrites
+from sliders.evaluation.text import NEUTRAL, on_neutral_text
+
+CONFIGS = Path("configs/editors")
+TUNING = Path("data/text/edits/tuning.yaml")
+TRIED_BLOCKS = (3, 5, 8, 12, 16)
+TRIED_SPANS = ((8,), (6, 7, 8))
+TRIED_WEIGHTS = (0.1, 1.0, 10.0)
+Row = dict[str, float]
+T = TypeVar("T")
+
+
+def configured(kind: type[T], name: str) -> T:
+    """The editor of a committed config."""
+    parser = ArgumentParser()
+    parser.add_argument("--editor", type=kind)
+    return parser.instantiate_classes(parser.parse_path(CONFIGS / f"{name}.yaml"))["editor"]
+
+
+def at_random(backbone: CausalLMBackbone, edit: Affine, seed: int) -> Affine:
+    """The control: what an edit adds to each layer, with the directions that it writes drawn anew at equal size."""
+    elements = {}
+    for k, (name, element) in enumerate(edit.items()):
+        u, s, vh = element.displacement(*layer_weights(backbone, name)).trim().svd()
+        drawn = torch.randn(u.shape, generator=torch.Generator().manual_seed(100 * seed + k))
+        shift = LowRank(torch.linalg.qr(drawn).Q.to(u) * s, vh, (len(u), vh.shape[1]))
+        elements[name] = Element.of(element.shape, shift=shift)
+    return Affine(elements)
+
+
+def rated(backbone: CausalLMBackbone, edit: Affine, facts: Sequence[Rewrite]) -> Row:
+    """The scores of facts with an edit in place."""
+    with baked(backbone, edit):
+        return asdict(rate_rewrites(backbone, facts))
+
+
+def neutral(backbone: CausalLMBackbone, edit: Affine) -> Row:
+    """Perplexity of neutral text, and divergence from the base there."""
+
+    def turn(dials: Tensor) -> AbstractContextManager[None]:
+        return baked(backbone, edit) if float(dials[0]) else nullcontext()
+
+    perplexity, divergence = on_neutral_text(backbone, turn, [1.0], read_prompts(NEUTRAL))
+    return {"perplexity": perplexity[0], "divergence": divergence[0]}
+
+
+def edits_facts(backbone: CausalLMBackbone, editor: ROME | MEMIT, facts: Sequence[Rewrite]) -> dict[str, Row]:
+    """Before, after, and the control; with what it does to neutral text."""
+    start = time.process_time()
+    edit = editor.fit(backbone)
+    seconds = time.process_time() - start
+    return {
+        name: {**rated(backbone, placed, facts), **neutral(backbone, placed), "seconds": seconds}
+        for name, placed in (("before", Affine({})), ("after", edit), ("random", at_random(backbone, edit, 0)))
+    }
+
+
+@torch.no_grad()
+def residual_difference(backbone: CausalLMBackbone, editor: FunctionVector, task: Task) -> Affine:
+    """The baseline: how the states after the block differ between prompts with examples and those without."""
+    chance = random.Random(0)
+    words = chance.choices(list(task.examples), k=editor.prompts)
+    means = [
+        run(backbone, backbone.encode_plain([task.prompt(w, shots, chance) for w in words]), editor.block)[0][:, -1]
+        for shots in (editor.shots, 0)
+    ]
+    target = writer(backbone, editor.block)
+    return Affine({target: steer_output((means[0] - means[1]).mean(0), weight_shape(backbone, target))})
+
+
+def does_a_task(backbone: CausalLMBackbone, editor: FunctionVector) -> dict[str, Row]:
+    """Accuracy on held-out words: of the base with and without examples, and of the vectors without."""
+    task = Task.load(editor.task)
+
+    def row(shots: int, edit: Affine | None = None, shuffled: bool = False) -> Row:
+        edit = Affine({}) if edit is None else edit
+        with baked(backbone, edit):
+            accuracy, likely = solved(backbone, task, task.heldout, shots, shuffled)
+        return {"accuracy": accuracy, "likelihood": likely, **neutral(backbone, edit)}
+
+    start = time.process_time()
+    edit = editor.fit(backbone)
+    seconds = time.process_time() - start
+    return {
+        "no examples": row(0),
+        f"{editor.shots} examples": row(editor.shots),
+        f"{editor.shots} examples, answers shuffled": row(editor.shots, shuffled=True),
+        "function vector": {**row(0, edit), "seconds": seconds},
+        "a random vector as long": row(0, at_random(backbone, edit, 0)),
+        "difference of the states": row(0, residual_difference(backbone, editor, task)),
+    }
+
+
+def kept(file: Path, measure: Callable[[], dict[str, Row]]) -> dict[str, Row]:
+    """A measurement that is kept in a file."""
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_name(f".{file.name}.tmp")
+        temporary.write_text(json.dumps(measure(), indent=1))
+        temporary.replace(file)
+        print(file, file.read_text(), flush=True)
+    return json.loads(file.read_text())
+
+
+def chosen_on(backbone: CausalLMBackbone, rome: ROME, memit: MEMIT, vector: FunctionVector) -> dict[str, Row]:
+    """How blocks and weights were chosen: on facts and words that nothing is reported on."""
+    facts, task = read_rewrites(TUNING), Task.load(vector.task)
+    found: dict[str, Row] = {}
+    for block in TRIED_BLOCKS:
+        alone = [replace(rome, facts=TUNING, subject=fact.subject, block=block) for fact in facts]
+        rows = [rated(backbone, editor.fit(backbone), [editor.fact]) for editor in alone]
+        found[f"ROME, block {block}"] = mean(rows)
+    for blocks, weight in itertools.product(TRIED_SPANS, TRIED_WEIGHTS):
+        edit = replace(memit, facts=TUNING, blocks=list(blocks), weight=weight).fit(backbone)
+        found[f"MEMIT, blocks {blocks[0]} to {blocks[-1]}, weight {weight:g}"] = rated(backbone, edit, facts)
+    (element,) = vector.fit(backbone).values()
+    for block in TRIED_BLOCKS:
+        with baked(backbone, Affine({writer(backbone, block): element})):
+            accuracy, likely = solved(backbone, task, task.examples, 0)
+        found[f"function vector, block {block}"] = {"accuracy": accuracy, "likelihood": likely}
+    return found
+
+
+def mean(rows: Sequence[Row]) -> Row:
+    """Of every number."""
+    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+
+
+def facts_table(title: str, found: dict[str, Row]) -> list[str]:
+    """Lines of the table of rewritten facts."""
+    columns = ("efficacy", "paraphrase", "neighbourhood", "said", "margin", "perplexity", "divergence")
+    digits = (2, 2, 2, 2, 2, 1, 3)
+    return [
+        " | ".join([f"| {title}, {name}", *(f"{row[c]:.{d}f}" for c, d in zip(columns, digits, strict=True))]) + " |"
+        for name, row in found.items()
+    ]
+
+
+def main(runs: Path = Path("runs/edits"), out: Path = Path("docs/edits_language.md"), choose: bool = False) -> None:
+    """Measure all three.
+
+    Args:
+        runs: where measurements are kept.
+        out: the tables' file; what stands in it above the first table is kept.
+        choose: try blocks and weights instead, on other facts, and print what they reach.
+    """
+    backbone = CausalLMBackbone()
+    backbone.load()
+    rome, memit = configured(ROME, "rome"), configured(MEMIT, "memit")
+    vector = configured(FunctionVector, "function_vector")
+    if choose:
+        kept(runs / "chosen.json", lambda: chosen_on(backbone, rome, memit, vector))
+        return
+    facts = read_rewrites(rome.facts)
+    alone = [
+        kept(
+            runs / f"rome_{fact.subject}.json",
+            lambda f=fact: edits_facts(backbone, replace(rome, subject=f.subject), [f]),
+        )
+        for fact in facts
+    ]
+    one = {name: mean([found[name] for found in alone]) for name in alone[0]}
+    many = kept(runs / "memit.json", lambda: edits_facts(backbone, memit, facts))
+    task = kept(runs / "function_vector.json", lambda: does_a_task(backbone, vector))
+    head = "| | new above old | paraphrases | neighbours | said | P(new) − P(old) | perplexity | KL to base |"
+    lines = [head, "|---" * 8 + "|", *facts_table(f"ROME, one of {len(facts)}", one)]
+    lines += [*facts_table(f"MEMIT, {len(facts)} at once", many), ""]
+    lines += ["| prompt | accuracy | log P(answer) | perplexity | KL to base |", "|---" * 5 + "|"]
+    lines += [
+        f"| {name} | {r['accuracy']:.2f} | {r['likelihood']:.2f} | {r['perplexity']:.1f} | {r['divergence']:.3f} |"
+        for name, r in task.items()
+    ]
+    before = out.read_text().partition("\n| ")[0].rstrip() + "\n\n" if out.exists() else ""
+    out.write_text(before + "\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    torch.set_flush_denormal(True)
+    auto_cli(main, as_positional=False)

@@ -1,0 +1,109 @@
+"""The second moments of what a layer reads, ``C = E[k k^T]``, over text: what ROME and MEMIT weigh a change by."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sliders.attach import is_attached, weight_shape
+from sliders.backbones.base import hash_weights
+from sliders.backbones.causal_lm import CausalLMBackbone
+from sliders.batch import take
+from sliders.concept import read_prompts
+from sliders.editors.recall import reading, run
+from sliders.errors import SliderError
+from sliders.fetch import cache_folder
+
+
+@dataclass(frozen=True)
+class Covariance:
+    """How second moments are taken.
+
+    Args:
+        texts: text files, one text a line.
+        ridge: added to the diagonal, in shares of its mean: there are fewer tokens here than in an encyclopaedia.
+        batch: texts at a time.
+    """
+
+    texts: list[Path] = field(default_factory=lambda: [Path("data/text/sampled.txt")])
+    ridge: float = 0.01
+    batch: int = 16
+
+    def fit(self, backbone: CausalLMBackbone, layers: Sequence[str]) -> dict[str, Tensor]:
+        """``C + ridge`` of each layer, ``[in, in]`` in float64.
+
+        They are those of the base, as in the papers, and kept in the user's cache: one edit after another is then
+        fitted with one ``C``, as the laws of `docs/derivations/` assume.
+
+        Raises:
+            SliderError: there are no more tokens than a layer has inputs; or the model is edited already, and its
+                moments were not taken before.
+        """
+        moments = {layer: found for layer in layers if (found := self._cached(backbone, layer)) is not None}
+        if missing := [layer for layer in layers if layer not in moments]:
+            if is_attached(backbone) or hash_weights(backbone.lm) != backbone.fingerprint():
+                raise SliderError(
+                    f"the second moments of {missing[0]!r} are those of the base, but the model is edited already; "
+                    "fit once to the base, and they are kept"
+                )
+            taken, tokens = second_moments(backbone, missing, self._lines(), self.batch)
+            for layer, moment in taken.items():
+                if tokens <= len(moment):
+                    raise SliderError(
+                        f"covariance.texts hold {tokens} tokens, but {layer!r} reads {len(moment)} numbers; "
+                        "give more text"
+                    )
+                moments[layer] = moment
+                self._keep(backbone, layer, moment, tokens)
+        return {layer: ridged(moments[layer], self.ridge) for layer in layers}
+
+    def _lines(self) -> list[str]:
+        return [line for file in self.texts for line in read_prompts(file)]
+
+    def _file(self, backbone: CausalLMBackbone, layer: str) -> Path:
+        text = hashlib.sha256("\n".join(self._lines()).encode()).hexdigest()[:16]
+        return cache_folder() / "covariance" / f"{backbone.fingerprint()}-{layer}-{text}.safetensors"
+
+    def _cached(self, backbone: CausalLMBackbone, layer: str) -> Tensor | None:
+        """A kept moment, if it is there and whole."""
+        try:
+            with safe_open(self._file(backbone, layer), "pt") as file:
+                return file.get_tensor("moment")
+        except (OSError, SafetensorError):
+            return None
+
+    def _keep(self, backbone: CausalLMBackbone, layer: str, moment: Tensor, tokens: int) -> None:
+        file = self._file(backbone, layer)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_name(f".{file.name}.tmp")
+        save_file({"moment": moment.contiguous()}, temporary, {"layer": layer, "tokens": str(tokens)})
+        temporary.replace(file)
+
+
+def ridged(moment: Tensor, ridge: float) -> Tensor:
+    """``C + ridge tr(C) / n I``."""
+    return moment + ridge * moment.trace() / len(moment) * torch.eye(len(moment)).to(moment)
+
+
+@torch.no_grad()
+def second_moments(
+    backbone: CausalLMBackbone, layers: Sequence[str], texts: Sequence[str], batch: int = 16
+) -> tuple[dict[str, Tensor], int]:
+    """``E[k k^T]`` of each layer's inputs ``[in, in]``, summed in float64, and the number of tokens."""
+    sums = {layer: torch.zeros(*[weight_shape(backbone, layer)[1]] * 2, dtype=torch.float64) for layer in layers}
+    tokens = 0
+    asked = backbone.encode_plain(sorted(texts, key=len))  # alike in length, so that little is padding
+    for index in torch.arange(len(texts)).split(batch):
+        part = take(asked, index)
+        with reading(backbone, layers) as seen:
+            _, mask = run(backbone, part)
+        tokens += int(mask.sum())
+        for layer, total in sums.items():
+            keys = seen[layer][mask]
+            total += (keys.T @ keys).double().cpu()
+    return {layer: total / tokens for layer, total in sums.items()}, tokens
