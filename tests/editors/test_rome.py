@@ -47,7 +47,7 @@ def test_what_is_attached_while_it_is_fitted_goes_on_adding_its_own(lm: CausalLM
     layer = writer(lm, rome.block)
     rome.covariance.fit(lm, [layer])
     slider = Slider("s", Translation({layer: lowrank(weight_shape(lm, layer), 2)}))
-    with attach(lm, [slider], {"s": 1.0}):
+    with attach(lm, [slider], {"s": 20.0}):
         _, k = key(lm, rome)
         before = outputs(lm, layer, k)
         move = rome.search.move(lm, layer, rome.fact, before[:, 0], float(before.norm()), 0)
