@@ -72,18 +72,20 @@ def random_like(update: LowRank, seed: int) -> LowRank:
     return LowRank(up * values, down.T, (up.shape[0], down.shape[0]))
 
 
-def rows_of(file: Path, twin: Path | None, base: Checkpoint, kept: Path) -> list[Row]:
-    """All layers of a slider, from what was kept or measured."""
+def rows_of(file: Path, twin: Path | None, base: Checkpoint, kept: Path, layers: int) -> list[Row]:
+    """Up to so many layers of a slider, evenly over the model, from what was kept or measured."""
     slider, other = formats.load(file), formats.load(twin) if twin else None
-    digest = hashlib.sha256(f"{SCALES} {other is not None}".encode())
+    chosen = list(slider.update)[:: math.ceil(len(slider.update) / layers)]
+    digest = hashlib.sha256(f"{SCALES} {other is not None} {chosen}".encode())
     for update in slider.update.values():
         digest.update(update.A.numpy().tobytes() + update.B.numpy().tobytes())
     key, place = digest.hexdigest()[:32], kept / f"{slider.name}.json"
     if place.exists() and (before := json.loads(place.read_text()))["key"] == key:
         return [Row(**row) for row in before["rows"]]
     rows: list[Row] = []
-    for seed, (module, factors) in enumerate(slider.update.items()):
-        update, weight = factors.unfolded().to(torch.float64), base.layer(module)[0].flatten(1).double()
+    for seed, module in enumerate(chosen):
+        update = slider.update[module].unfolded().to(torch.float64)
+        weight = base.layer(module)[0].flatten(1).double()
         own, chance, plain = update.dense(), random_like(update, seed).dense(), entropy(singular_values(weight))
         changes, by_chance = (
             [entropy(singular_values(weight + scale * moved)) - plain for scale in SCALES] for moved in (own, chance)
@@ -224,20 +226,26 @@ def page(title: str, short: str, rows: Sequence[Row]) -> list[str]:
 INTRODUCTION = """# Spectral entropy of weights and their updates
 
 Spectral entropy is that of a matrix's singular values as shares of their sum: `exp` of it is an effective number of
-directions. All is measured on the trained sliders' own layers, the update at dial 1 unless said otherwise. 'Random'
+directions. All is measured on layers of the trained sliders, the update at dial 1 unless said otherwise. 'Random'
 has the same singular values and random directions. Intervals are over layers (95 %, a layer with all its sliders drawn
 together). A correlation over layers is no experiment: what else goes with a weight's entropy goes with it here.
 Written by `python -m benchmarks.entropy`.
 """
 
 
-def main(runs: Path = Path("runs"), out: Path = Path("docs"), twins: Path = Path("runs/interference")) -> None:
+def main(
+    runs: Path = Path("runs"),
+    out: Path = Path("docs"),
+    twins: Path = Path("runs/interference"),
+    layers: int = 80,
+) -> None:
     """Measure all sliders of each model.
 
     Args:
         runs: where the sliders are, and what is kept.
         out: where `entropy.md` and its figures go.
         twins: where `benchmarks.interference` keeps the same sliders trained with another seed.
+        layers: at most so many of each slider, evenly over the model.
     """
     hush_libraries()
     torch.set_num_threads(1)
@@ -253,7 +261,7 @@ def main(runs: Path = Path("runs"), out: Path = Path("docs"), twins: Path = Path
         for file in files:
             name = f"{file.stem}_seed1"
             again = [p for p in (twins / short / "twins" / name).glob(f"{name}*") if p.suffix in ("", ".safetensors")]
-            rows += rows_of(file, again[0] if again else None, base, runs / "entropy")
+            rows += rows_of(file, again[0] if again else None, base, runs / "entropy", layers)
         for figure, kind in zip(figures(rows), ("size", "where"), strict=True):
             save_figure(figure, out / f"entropy_{short}_{kind}.png")
         lines += page(title, short, rows)

@@ -68,7 +68,7 @@ class Change:
 
 
 def of_factors(module: str, update: LowRank, weight: Tensor | None = None, bias: Tensor | None = None) -> Change:
-    """From an update's factors; its rank is exact.
+    """From an update's factors: its rank is exact, unless it has all that the shape allows, as fine-tuning gives.
 
     Args:
         module: of the layer.
@@ -83,12 +83,12 @@ def of_factors(module: str, update: LowRank, weight: Tensor | None = None, bias:
     if update.A.shape[1] - torch.Size(shape[1:]).numel() not in (0, 1) or update.shape[0] != shape[0]:
         raise SliderError(f"{module!r}: the update is {tuple(update.shape)}, but the base's weight is {shape}")
     wide = update.unfolded().to(torch.float64)
-    values = wide.svd()[1]
-    eps = torch.finfo(update.B.dtype).eps * max(wide.shape)
-    rounding = float(values.max()) * eps if len(values) else 0.0
-    kept = int((values > rounding).sum())
-    spectrum = Spectrum(values[:kept], rounding, rounding, kept)
-    return Change(module, shape, wide.compress(kept), spectrum, None if weight is None else weight.flatten(1), bias)
+    values = wide.svd()[1][: min(wide.shape)]
+    values = torch.cat([values, values.new_zeros(min(wide.shape) - len(values))])
+    rounding = float(values[0]) * torch.finfo(update.B.dtype).eps * max(wide.shape)
+    spectrum = rank_of(values, (wide.shape[0], wide.shape[1]), rounding)
+    flat = None if weight is None else weight.flatten(1)
+    return Change(module, shape, wide.compress(spectrum.rank), spectrum, flat, bias)
 
 
 def between(

@@ -69,12 +69,13 @@ def texts_for(backbone: AbstractBackbone, words: int) -> tuple[list[str], list[s
     """
     files = sorted(PROMPTS[backbone.modality].glob("*.txt"))
     prompts = list(dict.fromkeys(line for file in files for line in read_prompts(file)))
-    found = [word for prompt in prompts for word in re.findall(r"[^\W\d_]{3,}", prompt)]
-    if isinstance(backbone, UNetBackbone):
-        found += re.findall(r"\b([a-z]{3,})</w>", " ".join(backbone.pipeline.tokenizer.get_vocab()))
-    distinct = list(dict.fromkeys(found))
-    ends = {word[k:] for word in distinct for k in range(1, len(word) - 2)}  # a vocabulary has ends of words, too
-    return prompts, [word for word in distinct if word not in ends][:words]
+    found = list(dict.fromkeys(word for prompt in prompts for word in re.findall(r"[^\W\d_]{3,}", prompt)))
+    if isinstance(backbone, UNetBackbone):  # a small vocabulary has ends of words, too
+        others = re.findall(r"\b([a-z]{3,})</w>", " ".join(backbone.pipeline.tokenizer.get_vocab()))
+        found += [
+            word for word in others if not any(known.endswith(word) for known in (*found, *others) if known != word)
+        ]
+    return prompts, list(dict.fromkeys(found))[:words]
 
 
 @torch.no_grad()

@@ -57,11 +57,20 @@ def test_a_change_is_the_same_from_factors_in_any_gauge_and_from_checkpoints() -
         change = of_factors("fc", factors, weight)
         assert change.spectrum.rank == whole.spectrum.rank == 3
         torch.testing.assert_close(change.update.dense(), whole.update.dense())
-        torch.testing.assert_close(change.spectrum.values, whole.spectrum.values[:3])
+        torch.testing.assert_close(change.spectrum.values, whole.spectrum.values, atol=1e-5, rtol=1e-6)
         one, two = effect(change), effect(whole)
         assert one.after == pytest.approx(two.after)
         assert one.relative == pytest.approx(two.relative)
         assert one.entropy == pytest.approx(two.entropy, abs=1e-6)
+
+
+def test_factors_of_full_rank_are_judged_as_a_dense_update_is() -> None:
+    """A fine-tuned model's difference, or noise, that was kept as factors."""
+    weight, noise = normal(40, 30, seed=1), normal(40, 30, seed=2)
+    signal = lowrank((40, 30), 2, 3) * 20.0
+    for dense, rank in ((noise, 0), (noise + signal.dense(), 2)):
+        change = of_factors("fc", LowRank.nearest(dense, 30), weight)
+        assert change.spectrum.rank == between("fc", weight, weight + dense).spectrum.rank == rank
 
 
 def test_a_bias_is_one_more_column_where_it_moves() -> None:
