@@ -15,9 +15,11 @@ from sliders.backbones.base import AbstractBackbone
 from sliders.backbones.causal_lm import CausalLMBackbone
 from sliders.backbones.sdxl import SDXLBackbone
 from sliders.backbones.unet import UNetBackbone
+from sliders.concept import read_prompts
 from sliders.console import say
+from sliders.editors.covariance import second_moments
 from sliders.errors import SliderError
-from sliders.evaluation.explain import covariances_of, reads, texts_for
+from sliders.evaluation.explain import reads, texts_for
 from sliders.evaluation.explain_report import report
 from sliders.fetch import FETCHED, fetch
 from sliders.formats import peft
@@ -132,9 +134,9 @@ def _backbone(before: Checkpoint) -> AbstractBackbone:
 def _judge(changes: Sequence[Change], backbone: AbstractBackbone | None) -> Verdict:
     if not isinstance(backbone, CausalLMBackbone):
         return judge(changes)
-    texts = [*texts_for(backbone, 0)[0], *_NEUTRAL.read_text(encoding="utf-8").splitlines()]
+    texts = [*texts_for(backbone, 0)[0], *read_prompts(_NEUTRAL)]
 
     def ask(modules: Sequence[str]) -> Mapping[str, Tensor]:
-        return covariances_of(backbone, modules[:_READ], [text for text in texts if text])
+        return second_moments(backbone, modules[:_READ], texts)[0]
 
     return judge(changes, ask)

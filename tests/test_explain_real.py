@@ -1,32 +1,22 @@
 """`sliders explain` on the embedded models: edits whose origin it is not told, and twins of trained sliders."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from sliders import cli, formats
-from sliders.algebra.edit import Affine, Factored, Translation
+from sliders.algebra.edit import Affine, Translation
 from sliders.algebra.element import Element
-from sliders.algebra.elements import erase_output, steer_output, write
 from sliders.algebra.lowrank import LowRank
 from sliders.algebra.nearest import nearest
 from sliders.algebra.slider import Slider
-from sliders.attach import baked, weight_shape
-from sliders.backbones.base import AbstractBackbone
-from sliders.backbones.causal_lm import CausalLMBackbone
+from sliders.attach import baked
 from sliders.backbones.unet import UNetBackbone
-from sliders.concept import read_prompts
-from sliders.editors.ablation import ablate
-from sliders.editors.uce import UCE
-from sliders.evaluation.explain import covariances_of, texts_for
-from sliders.evaluation.interference import inputs_of
 from sliders.formats import diffusers as slider_file
-from sliders.formats import edit as edit_file
+from sliders.formats import tensors
 from tests.commands import ROOT, run
 from tests.factory import normal
 from tests.test_algebra_real import NAMES, RUNS
@@ -34,8 +24,7 @@ from tests.test_algebra_real import NAMES, RUNS
 pytestmark = pytest.mark.slow
 
 TWINS = RUNS / "interference" / "avatars" / "twins"
-LAYER = "lm.model.layers.7.mlp.down_proj"
-SUBJECTS = ("France", "Germany", "Italy", "Spain")
+SUBJECTS = ("France", "Germany", "Hungary", "Japan", "Chile", "iron", "tin", "zinc")
 
 
 @pytest.fixture(autouse=True)
@@ -50,25 +39,21 @@ def painter() -> UNetBackbone:
     return made
 
 
-@pytest.fixture(scope="module")
-def speaker() -> CausalLMBackbone:
-    made = CausalLMBackbone()
-    made.load()
-    return made
-
-
 def explained(update: Path, out: Path, *arguments: object) -> dict[str, Any]:
     ended = run(cli.main, "explain", update, "--out", out, *arguments)
     assert ended.code == 0, ended.err
     return json.loads((out / "explain.json").read_text())
 
 
-def of_edit(backbone: AbstractBackbone, edit: Factored, folder: Path, *arguments: object) -> dict[str, Any]:
-    """What is said of an edit's file; of its making it says nothing."""
-    file = folder / "edit.safetensors"
-    said = {"sliders.base_model": backbone.base_model, "sliders.modality": backbone.modality}
-    edit_file.save("edit", edit, file, said)
-    return explained(file, folder, *arguments)
+def untold(method: str, folder: Path) -> Path:
+    """The file of an edit by its committed config, without what it says of its making."""
+    file = folder / f"{method}.safetensors"
+    ended = run(cli.main, "edit", method, "--config", ROOT / "configs" / "editors" / f"{method}.yaml", "--out", file)
+    assert ended.code == 0, ended.err
+    metadata, state = tensors.read(file)
+    kept = ("sliders.edit", "sliders.shapes", "sliders.base_model", "sliders.base_fingerprint", "sliders.modality")
+    tensors.write(state, folder / "edit.safetensors", {key: metadata[key] for key in kept})
+    return folder / "edit.safetensors"
 
 
 def read_of(found: dict[str, Any], title: str, count: int = 10) -> list[str]:
@@ -80,18 +65,14 @@ def read_of(found: dict[str, Any], title: str, count: int = 10) -> list[str]:
 
 
 def test_uce_and_its_words(painter: UNetBackbone, tmp_path: Path) -> None:
-    edit = UCE(
-        replace={"wearing glasses": "without glasses"},
-        contexts=["a person, {}", "a happy person, {}", "a person, with long hair, {}"],
-        preserve=["a person", "a person, wearing sunglasses", "a person, with a beard", "a person, in a red shirt"],
-    ).fit(painter)
-    found = of_edit(painter, edit, tmp_path)
+    file = untold("uce", tmp_path)
+    found = explained(file, tmp_path / "a")
     (part,) = found["parts"]
-    assert part["kind"] == "right factor"
-    assert len(part["modules"]) == len(edit)
-    assert part["rank"] <= 3
-    assert {"wearing", "glasses"} & set(read_of(found, "Words it responds to"))
+    assert (part["kind"], len(part["modules"])) == ("right factor", 14)
+    assert part["rank"] <= 9  # contexts, whose vectors are much alike
+    assert {"wearing", "glasses"} <= set(read_of(found, "Words it responds to"))
     assert all("glasses" in prompt for prompt in read_of(found, "Prompts it responds to"))
+    edit = formats.load_dial(file).at(1.0)
     with baked(painter, edit):
         painter.export(tmp_path / "model")  # in float32: nothing but the weights is passed on
     of_model = explained(tmp_path / "model", tmp_path / "b", "--base", painter.base_model, "--run", "false")
@@ -152,94 +133,29 @@ def test_a_slider_and_random_updates_of_its_norm(
 # Language
 
 
-@torch.no_grad()
-def reading(speaker: CausalLMBackbone, layer: str, texts: list[str], side: str) -> Tensor:
-    """What a layer reads (or writes) at the last token of each text, ``[n, width]``."""
-    seen: list[Tensor] = []
-    module = speaker.get_submodule(layer)
-    hook = module.register_forward_hook(
-        lambda m, args, out: seen.append(inputs_of(m, args[0])[-1] if side == "input" else out[0, -1])
-    )
-    try:
-        for text in texts:
-            state = speaker.responses([f" {text}"], 32, end=False)
-            kept = {name: value[:, state["mask"][0]] for name, value in state.items()}
-            speaker.hidden(kept, speaker.encode_plain(["He said:"]), [1])
-    finally:
-        hook.remove()
-    return torch.stack(seen).double()
-
-
-def written(speaker: CausalLMBackbone, subjects: tuple[str, ...]) -> Affine:
-    """ROME with one subject, MEMIT with several: their keys answered as another country's (2202.05262, 2210.07229)."""
-    prompts, _ = texts_for(speaker, 0)
-    weight = speaker.get_submodule(LAYER).get_parameter("weight").double()
-    c = covariances_of(speaker, [LAYER], prompts[::2])[LAYER].double()
-    c = c + 1e-3 * c.trace() / len(c) * torch.eye(len(c)).double()
-    keys = reading(speaker, LAYER, list(subjects), "input").T
-    values = weight @ reading(speaker, LAYER, ["Norway", "Poland", "Kenya", "Peru"][: len(subjects)], "input").T
-    if len(subjects) == 1:
-        seen = torch.linalg.solve(c, keys)
-        gains = seen.T / (seen.T @ keys)
-    else:
-        gains = torch.linalg.solve(c + keys @ keys.T, keys).T
-    element = write(keys, gains, values, (weight.shape[0], weight.shape[1]))
-    return Affine({LAYER: element.to(torch.float32)})
-
-
-def direction(speaker: CausalLMBackbone) -> Tensor:
-    """A difference of what the layer writes at the end of two texts, ``[width]``."""
-    one, two = reading(speaker, LAYER, ["I am happy today", "I am so sad today"], "output")
-    return (one - two).float()
-
-
-def ablated(speaker: CausalLMBackbone) -> Factored:
-    return ablate(speaker, direction(speaker)[:, None])
-
-
-def steered(speaker: CausalLMBackbone) -> Factored:
-    return Affine({LAYER: steer_output(direction(speaker), weight_shape(speaker, LAYER))})
-
-
-def erased(speaker: CausalLMBackbone) -> Factored:
-    """LEACE of questions of capitals against everyday ones, by its own package."""
-    from concept_erasure import LeaceFitter
-
-    sides = [read_prompts(ROOT / f"data/text/prompts/{name}.txt")[:32] for name in ("capitals", "everyday")]
-    states = torch.cat([reading(speaker, LAYER, texts, "output") for texts in sides])
-    labels = torch.tensor([0.0] * len(sides[0]) + [1.0] * len(sides[1])).double()
-    fitter = LeaceFitter(states.shape[1], 1, dtype=torch.float64, shrinkage=True, svd_tol=0.01,
-                         constrain_cov_trace=False)  # fmt: skip
-    fitter.update(states, labels)
-    eraser = fitter.eraser
-    projection = LowRank(eraser.proj_left, eraser.proj_right, (states.shape[1], states.shape[1]))
-    element = erase_output(projection, fitter.mean_x, weight_shape(speaker, LAYER))
-    return Affine({LAYER: element.to(torch.float32)})
-
-
 @pytest.mark.parametrize(
-    ("make", "kind", "rank"),
+    ("method", "kind", "rank", "layers"),
     [
-        (steered, "bias shift", 1),
-        (ablated, "left orthogonal projection", 1),
-        (erased, "left projection about a mean", 1),
+        ("steering", "bias shift", 1, 4),
+        ("function_vector", "bias shift", 1, 1),
+        ("ablation", "left orthogonal projection", 1, 60),
+        ("leace", "left projection about a mean", 1, 1),
     ],
 )
-def test_edits_of_a_language_model(
-    speaker: CausalLMBackbone, make: Callable[[CausalLMBackbone], Factored], kind: str, rank: int, tmp_path: Path
-) -> None:
-    found = of_edit(speaker, make(speaker), tmp_path, "--run", "false")
+def test_edits_of_a_language_model(method: str, kind: str, rank: int, layers: int, tmp_path: Path) -> None:
+    found = explained(untold(method, tmp_path), tmp_path / "out", "--run", "false")
     (part,) = found["parts"]
-    assert (part["kind"], part["rank"]) == (kind, rank)
-    assert len(part["modules"]) == (60 if make is ablated else 1)
+    assert (part["kind"], part["rank"], len(part["modules"])) == (kind, rank, layers)
 
 
-@pytest.mark.parametrize("subjects", [SUBJECTS[:1], SUBJECTS])
-def test_facts_that_were_written(speaker: CausalLMBackbone, subjects: tuple[str, ...], tmp_path: Path) -> None:
-    edit = written(speaker, subjects)
-    found = of_edit(speaker, edit, tmp_path)
+@pytest.mark.parametrize(("method", "rank", "layers", "seen"), [("rome", 1, 1, 1), ("memit", 10, 3, 3)])
+def test_facts_that_were_written(method: str, rank: int, layers: int, seen: int, tmp_path: Path) -> None:
+    """``seen`` of the subjects are among the first ten words."""
+    file = untold(method, tmp_path)
+    found = explained(file, tmp_path / "a")
     (part,) = found["parts"]
-    assert (part["kind"], part["rank"]) == ("write", len(subjects))
-    assert set(subjects) <= set(read_of(found, "Words it responds to"))
-    blind = of_edit(speaker, edit, tmp_path, "--run", "false")
-    assert blind["kind"] == "translation"  # control: without what the layer reads, nobody can tell
+    assert (part["kind"], part["rank"], len(part["modules"])) == ("write", rank, layers)
+    subjects = SUBJECTS[:1] if method == "rome" else SUBJECTS
+    assert len(set(subjects) & set(read_of(found, "Words it responds to"))) >= seen
+    blind = explained(file, tmp_path / "b", "--run", "false")
+    assert blind["kind"] == "translation"  # control: without what the layers read, nobody can tell

@@ -6,15 +6,14 @@ layers the mean is taken.  It depends on the update alone and on no choice of fa
 
 import heapq
 import re
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from sliders.algebra.change import Change
 from sliders.algebra.edit import Affine
@@ -22,16 +21,15 @@ from sliders.attach import baked
 from sliders.backbones.base import AbstractBackbone, DiffusionBackbone
 from sliders.backbones.causal_lm import CausalLMBackbone
 from sliders.backbones.unet import UNetBackbone
-from sliders.batch import TensorBatch
 from sliders.concept import read_prompts
-from sliders.evaluation.interference import inputs_of
+from sliders.editors.recall import reading, run
 from sliders.evaluation.sampling import Sampling, scenes
 from sliders.evaluation.stages import picture_stage
 
 PROMPTS = {"image": Path("data/avatars/prompts"), "text": Path("data/text/prompts")}
 _CARRIER = "He wrote:"
 """What stands before everything that a language model is shown: the first token of a text is read like no other."""
-_TOKENS, _BATCH = 48, 16
+_BATCH = 16
 _SCENES = 48
 _STREAM = re.compile(r"\.(o_proj|out_proj|down_proj|c_proj|fc2|dense|dense_4h_to_h)$")
 """Layers whose output goes into a transformer's residual stream."""
@@ -112,89 +110,42 @@ def _moved(change: Change, x: Tensor) -> tuple[Tensor, Tensor]:
 # Language
 
 
-@torch.no_grad()
-def covariances_of(backbone: CausalLMBackbone, modules: Sequence[str], texts: Sequence[str]) -> dict[str, Tensor]:
-    """Second moments ``[in, in]`` of what layers read at the tokens of texts."""
-    sums: dict[str, Tensor] = {}
-    count = 0
-    ordered = sorted(texts, key=len)
-    for start in range(0, len(texts), _BATCH):
-        state = _state(backbone, ordered[start : start + _BATCH])
-        count += int(state["mask"].sum())
-
-        def add(module: str, x: Tensor, mask: Tensor = state["mask"]) -> None:
-            own = x[mask]
-            sums[module] = sums.get(module, torch.zeros(())) + own.T @ own
-
-        _run(backbone, state, modules, add)
-    return {module: total / max(count, 1) for module, total in sums.items()}
-
-
-def _state(backbone: CausalLMBackbone, texts: Sequence[str]) -> TensorBatch:
-    """Texts as tokens, without the padding that all share."""
-    state = backbone.responses([f" {text}" for text in texts], _TOKENS, end=False)
-    used = int(state["mask"].sum(1).max())
-    return {name: value[:, :used] for name, value in state.items()}
-
-
-class _AllSeen(Exception):
-    """No layer that is watched comes later."""
-
-
-def _run(
-    backbone: CausalLMBackbone, state: TensorBatch, modules: Sequence[str], use: Callable[[str, Tensor], None]
-) -> None:
-    """Show the model texts; ``use`` is given what each layer reads at their tokens, ``[n, tokens, in]``."""
-    n, tokens = state["tokens"].shape
-    waiting = set(modules)
-
-    def watch(name: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        use(name, inputs_of(layer, inputs[0].detach().float()).unflatten(0, (n, -1))[:, -tokens:])
-        waiting.discard(name)
-        if not waiting:
-            raise _AllSeen
-
-    with ExitStack() as stack, suppress(_AllSeen):
-        for name in modules:
-            stack.callback(backbone.get_submodule(name).register_forward_pre_hook(partial(watch, name)).remove)
-        backbone.hidden(state, backbone.encode_plain([_CARRIER] * n), [1])
-
-
 def _language(
     backbone: CausalLMBackbone, changes: Sequence[Change], prompts: Sequence[str], words: Sequence[str]
 ) -> list[Ranking]:
-    by_name = {change.module: change for change in changes}
     tokens: list[tuple[str, float]] = []
     by_word: list[tuple[str, float]] = []
     by_prompt: list[tuple[str, float]] = []
     strongest: list[tuple[float, int, Tensor]] = []
+    before = int(backbone.encode_plain([_CARRIER])["prefix_mask"].sum())
     texts = [*words, *sorted(prompts, key=len)]
     for start in range(0, len(texts), _BATCH):
-        state = _state(backbone, texts[start : start + _BATCH])
-        response = torch.zeros(state["mask"].shape)
-        written = torch.zeros(*state["mask"].shape, backbone.lm.config.hidden_size)
-
-        def add(module: str, x: Tensor, response: Tensor = response, written: Tensor = written) -> None:
-            share, moved = _moved(by_name[module], x)
+        part = texts[start : start + _BATCH]
+        asked = backbone.encode_plain([f"{_CARRIER} {text}" for text in part])
+        with reading(backbone, [change.module for change in changes]) as seen:
+            _, mask = run(backbone, asked)
+        response = torch.zeros(mask.shape)
+        written = torch.zeros(*mask.shape, backbone.lm.config.hidden_size)
+        for change in changes:
+            share, moved = _moved(change, seen[change.module].float())
             response += share.cpu() / len(changes)
-            if _STREAM.search(module) and moved.shape[-1] == written.shape[-1]:
+            if _STREAM.search(change.module) and moved.shape[-1] == written.shape[-1]:
                 written += moved.cpu()
-
-        _run(backbone, state, list(by_name), add)
-        for k, text in enumerate(texts[start : start + _BATCH], start):
-            row, mask = k - start, state["mask"][k - start].cpu()
-            own = response[row, mask]
-            if k < len(words):
-                by_word.append((text, float(own.max())))
+        own = (mask.cumsum(1) > before).cpu()
+        ids = asked["prefix"][:, -mask.shape[1] :].cpu()
+        for row, text in enumerate(part):
+            found = response[row, own[row]]
+            if start + row < len(words):
+                by_word.append((text, float(found.max())))
             else:
-                by_prompt.append((text, float(own.mean())))
-                names = [_shown(backbone, int(i)) for i in state["tokens"][row, state["mask"][row]]]
-                tokens += list(zip(names, own.tolist(), strict=True))
-            place = int(own.argmax())
-            strongest = heapq.nlargest(10, [*strongest, (float(own[place]), k, written[row, mask][place])])
+                by_prompt.append((text, float(found.mean())))
+                tokens += [(_shown(backbone, int(i)), float(x)) for i, x in zip(ids[row, own[row]], found, strict=True)]
+            place = int(found.argmax())
+            most = (float(found[place]), start + row, written[row, own[row]][place])
+            strongest = heapq.nlargest(10, [*strongest, most])
     share = "The share of the changed layers' outputs that the update changes"
     promoted = torch.stack([direction for _, _, direction in strongest]).mean(0)
-    found = [
+    rankings = [
         _ranked("Words it responds to", f"{share} at a word, which stands alone.", by_word),
         _ranked("Tokens it responds to", f"{share} at a token, where it is largest in any prompt.", tokens),
         _ranked("Prompts it responds to", f"{share}, on average over the prompt's tokens.", by_prompt),
@@ -206,8 +157,8 @@ def _language(
             "What the update adds to the residual stream where it responds most, read through the output layer as if "
             "no layer came after it: logits."
         )
-        found.append(_ranked("Tokens it promotes", says, names))
-    return found
+        rankings.append(_ranked("Tokens it promotes", says, names))
+    return rankings
 
 
 def _shown(backbone: CausalLMBackbone, token: int) -> str:
@@ -231,10 +182,10 @@ def _pictures(
 ) -> list[Ranking]:
     found: list[Ranking] = []
     from_text = set(backbone.select_targets(["xattn-strict"]))
-    reading = [change for change in changes if change.module in from_text]
-    if reading:
+    keyed = [change for change in changes if change.module in from_text]
+    if keyed:
         share = "The share of the cross-attention's keys and values that the update changes"
-        ask = partial(_text_responses, backbone, reading)
+        ask = partial(_text_responses, backbone, keyed)
         found.append(_ranked("Words it responds to", f"{share} where the word is the prompt.", ask(words)))
         found.append(_ranked("Prompts it responds to", f"{share}.", ask(prompts)))
     edit = Affine({change.module: change.element() for change in changes})

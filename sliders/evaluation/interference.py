@@ -37,7 +37,7 @@ def covariances(stage: Stage, modules: Sequence[str]) -> dict[str, Tensor]:
 @contextmanager
 def _watched(model: nn.Module, modules: Sequence[str], sums: dict[str, Tensor], counts: dict[str, int]) -> Iterator:
     def watch(name: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        read = inputs_of(layer, inputs[0].detach().float())
+        read = _inputs(layer, inputs[0].detach().float())
         moment = read.square().sum(0) if read.shape[1] > _WIDEST else read.T @ read
         sums[name] = sums.get(name, torch.zeros_like(moment)) + moment
         counts[name] += len(read)
@@ -48,7 +48,7 @@ def _watched(model: nn.Module, modules: Sequence[str], sums: dict[str, Tensor], 
         yield
 
 
-def inputs_of(layer: nn.Module, x: Tensor) -> Tensor:
+def _inputs(layer: nn.Module, x: Tensor) -> Tensor:
     """What the unfolded weight is multiplied by, ``[any, in]``."""
     if not isinstance(layer, nn.Conv2d):
         return x.flatten(0, -2)
