@@ -103,9 +103,11 @@ def build(session: Session) -> None:
             "html": pictures.comparison(found, key),
         }
 
-    for endpoint in (sliders, stop, hinge):
+    quick: tuple[Callable[..., Any], ...] = (sliders, stop, hinge)
+    painted: tuple[Callable[..., Any], ...] = (draw, grid, relations, measure, dose, explain, compare)
+    for endpoint in quick:
         gr.api(_answered(endpoint), api_name=endpoint.__name__)
-    for endpoint in (draw, grid, relations, measure, dose, explain, compare):
+    for endpoint in painted:
         gr.api(_answered(endpoint), api_name=endpoint.__name__, concurrency_id="pictures", concurrency_limit=AT_ONCE)
     gr.api(humane(write), api_name="write", concurrency_id="language", concurrency_limit=AT_ONCE)
     _build_files(session)

@@ -187,6 +187,9 @@ def load_opening(paths: Sequence[Path], fits: Mapping[str, str] | None = None) -
     found: dict[str, Slider | Hinge] = {}
     for path in paths:
         dial = formats.load_dial(path)
+        if not isinstance(dial, Slider | Hinge):
+            say(f"left out {path}: it is an edit, and the page turns sliders and hinges")
+            continue
         wrong = {key for key, value in (fits or {}).items() if dial.metadata.get(key, value) != value}
         if wrong:
             say(f"left out {path}: it was made for another base")

@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from jsonargparse import auto_cli
@@ -288,7 +288,7 @@ def main() -> None:
     hush_libraries()
     try:
         commands = [preview, generate, evaluate, bake, compose, laws, explain, export, fetch, train_many, demo]
-        named = {command.__name__.replace("_", "-"): command for command in commands}
+        named: dict[str, Any] = {command.__name__.replace("_", "-"): command for command in commands}
         auto_cli({**named, "edit": edit_commands()}, as_positional=True)
     except SliderError as error:
         sys.exit(f"error: {error}")

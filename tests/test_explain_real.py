@@ -19,11 +19,12 @@ from sliders.formats import diffusers as slider_file
 from sliders.formats import tensors
 from tests.commands import ROOT, run
 from tests.factory import normal
-from tests.test_algebra_real import NAMES, RUNS
+from tests.test_algebra_real import NAMES
 
 pytestmark = pytest.mark.slow
 
-TWINS = RUNS / "interference" / "avatars" / "twins"
+SLIDERS, TWINS = ROOT / "data/avatars/sliders", ROOT / "data/avatars/twins"
+"""Trained with seed 0 and with seed 1."""
 SUBJECTS = ("France", "Germany", "Hungary", "Japan", "Chile", "iron", "tin", "zinc")
 
 
@@ -81,19 +82,13 @@ def test_uce_and_its_words(painter: UNetBackbone, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def trained() -> dict[str, Slider]:
-    files = {name: ROOT / RUNS / name / f"{name}.safetensors" for name in NAMES}
-    found = {name: formats.load(file) for name, file in files.items() if file.exists()}
-    if len(found) < len(NAMES):
-        pytest.skip("not all avatar sliders are trained; python -m benchmarks.avatars trains them")
-    return found
+    return {name: formats.load(SLIDERS / f"{name}.safetensors") for name in NAMES}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_slider_trained_with_another_seed_is_nearest_to_its_twin(trained: dict[str, Slider], name: str) -> None:
-    file = ROOT / TWINS / f"{name}_seed1" / f"{name}_seed1.safetensors"
-    if not file.exists():
-        pytest.skip("its twin is not trained; python -m benchmarks.interference trains it")
-    found = nearest(formats.load(file).update, list(trained.values()))
+    twin = formats.load(TWINS / f"{name}_seed1.safetensors")
+    found = nearest(twin.update, list(trained.values()))
     assert found.neighbours[0].name == name
     assert max(found.neighbours, key=lambda one: one.columns).name == name
     assert max(found.neighbours, key=lambda one: abs(one.coefficient)).name == name

@@ -84,19 +84,19 @@ def test_every_named_endpoint_answers(served: Served, client: Client, tmp_path: 
     both = ["happy", "other"]
     asked: dict[str, Any] = {}
 
-    def ask(endpoint: str, /, **arguments: object) -> Any:
+    def ask(endpoint: str, /, **arguments: Any) -> Any:
         asked[endpoint] = client.predict(**arguments, api_name=f"/{endpoint}")
         return asked[endpoint]
 
     assert [one["key"] for one in ask("sliders")["images"]] == both
     drawn = ask("draw", dials={"happy": 1.5}, prompt="a person", **QUICK)
-    still = client.predict(dials={"happy": 0}, prompt="a person", **QUICK, api_name="/draw")
+    still: Any = client.predict(dials={"happy": 0}, prompt="a person", **QUICK, api_name="/draw")
     assert (image(drawn["base"]) != image(drawn["turned"])).any()
     assert still["base"] == still["turned"] == drawn["base"]
     columns = ask("grid", dials={}, prompt="a person", across="happy", down="other", count=3, **QUICK)
     assert [len(column) for column in columns] == [3, 3, 3]
     key = ask("upload", file=handle_file(theirs))
-    again = client.predict(dials={key: 1.5}, prompt="a person", **QUICK, api_name="/draw")
+    again: Any = client.predict(dials={key: 1.5}, prompt="a person", **QUICK, api_name="/draw")
     assert abs(image(again["turned"]).astype(int) - image(drawn["turned"])).max() <= 1
     assert ask("hinge", left="happy", right="other") == "happy|other"
     assert diffusers.load(Path(ask("composition", positions={"happy": 1.0, "happy|other": 1.0}))).update
