@@ -175,6 +175,16 @@ def test_checkpoints_are_compared_tensor_by_tensor(pictures: UNetBackbone, tmp_p
         differences(Checkpoint(base), Checkpoint(unlike))
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_layers_have_their_outputs_first(kind: str, tmp_path: Path) -> None:
+    tiny_lm.language_model(kind).save_pretrained(tmp_path)
+    model = CausalLMBackbone(str(tmp_path))
+    model.load()
+    stored = Checkpoint(tmp_path)
+    for name in model.select_targets(["full"]):
+        assert tuple(stored.layer(name)[0].shape) == weight_shape(model, name)
+
+
 def test_the_same_model_is_said_to_be_the_same(pictures: UNetBackbone, tmp_path: Path) -> None:
     ended = explain(Path(pictures.base_model), tmp_path / "out", "--base", pictures.base_model, "--run", "false")
     assert ended.code == 0, ended.err

@@ -4,7 +4,6 @@ Tensors are read one layer at a time, and layers are named as `sliders.attach` n
 pipeline's component, or by ``lm`` for a language model.
 """
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,25 +41,22 @@ class Checkpoint:
         if not files:
             raise SliderError(f"{folder} holds no model in safetensors; only these are read")
         self._places: dict[str, tuple[Path, str]] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
         for file in files:
             component = file.parent.name if self.pictures else "lm"
             try:
                 with safe_open(file, "pt") as opened:
-                    keys = list(opened.keys())
+                    found = {key: tuple(opened.get_slice(key).get_shape()) for key in opened.keys()}  # noqa: SIM118
             except (SafetensorError, OSError) as error:
                 raise SliderError(f"{file} is not a readable safetensors file: {error}") from error
-            for key in keys:
+            for key, shape in found.items():
                 name = re.sub(r"^text_model\.", "", key) if component.startswith("text_encoder") else key
-                self._places[f"{component}.{name}"] = file, key
-
-    @property
-    def base_name(self) -> str:
-        """The name that the model's own configuration gives it, or the folder."""
-        try:
-            said = json.loads((self.folder / (_INDEX if self.pictures else _CONFIG)).read_text(encoding="utf-8"))
-            return str(said.get("_name_or_path") or self.folder)
-        except (OSError, ValueError, AttributeError):
-            return str(self.folder)
+                self._places[f"{component}.{name}"], self.shapes[f"{component}.{name}"] = (file, key), shape
+        biased = [name.removesuffix("bias") for name in self if name.endswith(".bias")]
+        matrices = {name: self.shapes.get(f"{name}weight", ()) for name in biased}
+        self._inputs_first = any(
+            len(shape) == 2 and shape[0] != self.shapes[f"{name}bias"][0] for name, shape in matrices.items()
+        )
 
     def __contains__(self, name: str) -> bool:
         return name in self._places
@@ -81,9 +77,15 @@ class Checkpoint:
             return opened.get_tensor(key)
 
     def layer(self, module: str) -> tuple[Tensor, Tensor | None]:
-        """A layer's weight, and its bias where it has one."""
-        bias = f"{module}.bias"
-        return self.tensor(f"{module}.weight"), self.tensor(bias) if bias in self else None
+        """A layer's weight with the outputs first, also where the model keeps it transposed (GPT-2), and its bias."""
+        weight = self.tensor(f"{module}.weight")
+        if f"{module}.bias" not in self:
+            return weight, None
+        return weight.T if self._inputs_first and weight.dim() == 2 else weight, self.tensor(f"{module}.bias")
+
+    def is_layer(self, module: str) -> bool:
+        """Whether a module has a weight that is a matrix or a convolution's kernel."""
+        return len(self.shapes.get(f"{module}.weight", ())) in (2, 4)
 
 
 def differences(before: Checkpoint, after: Checkpoint) -> tuple[list[Change], dict[str, float]]:
@@ -98,9 +100,9 @@ def differences(before: Checkpoint, after: Checkpoint) -> tuple[list[Change], di
     others: dict[str, float] = {}
     for name in after:
         module, _, last = name.rpartition(".")
-        if last == "bias" and _is_layer(after, module):
+        if last == "bias" and after.is_layer(module):
             continue
-        if last == "weight" and _is_layer(after, module):
+        if last == "weight" and after.is_layer(module):
             (old, old_bias), (new, new_bias) = before.layer(module), after.layer(module)
             same_bias = new_bias is None or (old_bias is not None and bool((old_bias == new_bias).all()))
             if old.shape != new.shape or not bool((old == new).all()) or not same_bias:
@@ -112,10 +114,6 @@ def differences(before: Checkpoint, after: Checkpoint) -> tuple[list[Change], di
         if new.is_floating_point() and (moved := float((new.double() - old.double()).norm())):
             others[name] = moved / max(float(old.double().norm()), 1e-30)
     return changes, others
-
-
-def _is_layer(checkpoint: Checkpoint, module: str) -> bool:
-    return f"{module}.weight" in checkpoint and checkpoint.tensor(f"{module}.weight").dim() in (2, 4)
 
 
 def _biases(after: Checkpoint) -> set[str]:

@@ -9,13 +9,13 @@ from torch import Tensor
 from sliders.algebra.change import Change, between, of_factors
 from sliders.algebra.edit import Translation
 from sliders.algebra.element import Element
-from sliders.algebra.elements import erase_output, onto, steer_input, steer_output
+from sliders.algebra.elements import erase_output, onto, redirect, steer_input, steer_output
 from sliders.algebra.explain import Verdict, judge, powers
 from sliders.algebra.kinds import fits
 from sliders.algebra.lowrank import LowRank
 from sliders.algebra.nearest import nearest
 from sliders.algebra.slider import Slider
-from tests.algebra.cases import METHODS, factored, in_gauge, oblique, rome_element, uce_matrix
+from tests.algebra.cases import METHODS, factored, in_gauge, oblique, rome_element
 from tests.factory import lowrank, normal
 
 TALL, WIDE, SQUARE = (40, 24), (24, 40), (32, 32)
@@ -96,7 +96,7 @@ def shared(make: Callable[[int], Element], shapes: Sequence[tuple[int, int]]) ->
 def uce_factor(n: int, seed: int = 0) -> LowRank:
     kept = normal(n, 6, seed=seed + 3)
     c = 0.3 * torch.eye(n).double() + kept @ kept.T
-    return uce_matrix(c, normal(n, 2, seed=seed + 1), normal(n, 2, seed=seed + 2))
+    return redirect(normal(n, 2, seed=seed + 1), normal(n, 2, seed=seed + 2), c, (n, n)).right
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
