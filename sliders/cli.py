@@ -288,8 +288,8 @@ def main() -> None:
     hush_libraries()
     try:
         commands = [preview, generate, evaluate, bake, compose, laws, explain, export, fetch, train_many, demo]
-        named: dict[str, Any] = {command.__name__.replace("_", "-"): command for command in commands}
-        auto_cli({**named, "edit": edit_commands()}, as_positional=True)
+        named: dict[str, Any] = {"edit": edit_commands()}
+        auto_cli(named | {command.__name__.replace("_", "-"): command for command in commands}, as_positional=True)
     except SliderError as error:
         sys.exit(f"error: {error}")
 

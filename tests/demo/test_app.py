@@ -101,7 +101,8 @@ def test_every_named_endpoint_answers(served: Served, client: Client, tmp_path: 
     assert ask("hinge", left="happy", right="other") == "happy|other"
     assert diffusers.load(Path(ask("composition", positions={"happy": 1.0, "happy|other": 1.0}))).update
     assert diffusers.load(Path(ask("download", name="other"))).name == "other"
-    answers = list(client.submit(dials={"mood": 2.0}, message="how was your day", tokens=8, api_name="/write"))
+    said = client.submit(dials={"mood": 2.0}, message="how was your day", tokens=8, api_name="/write")
+    answers: list[Any] = list(said)
     asked["write"] = answers[-1]
     assert len(answers) > 1
     assert answers[-1]["base"].startswith(answers[0]["base"])
