@@ -14,6 +14,7 @@ from torch import Tensor
 from benchmarks.timing import Clock, Evaluations
 from sliders.algebra.slider import Slider
 from sliders.attach import Adapter, attach
+from sliders.backbones.base import guided
 from sliders.backbones.unet import UNetBackbone
 from sliders.batch import TensorBatch, join, take
 from sliders.concept import Concept
@@ -43,7 +44,7 @@ class Procedure:
         alpha: of rank 4.
         spread: size of ``A`` at the start, relative to PEFT's own.
         data: arguments of `ConceptData`.
-        doubled: the student's call has a half for the empty prompt, which is thrown away.
+        doubled: the student's call has a half for another prompt, which is thrown away.
     """
 
     states: Callable[[], StateSource] = Pool
@@ -58,9 +59,10 @@ class Procedure:
 class Published(Rollout):
     """The states of `trainscripts/textsliders/train_lora.py` of rohitgandikota/sliders, call by call.
 
-    As published: one state a step, from a rollout of 1 to 49 of 50 steps at guidance 3 with the slider at +1; three
-    calls of the teacher (target, one positive, one negative), each doubled by the empty prompt's half, which a guidance
-    of 1 throws away; a state after k steps is scored at timestep 999 - 20 k, some 19 above its own.
+    As published: one state a step, from a rollout of 1 to 49 of 50 steps at guidance 3, away from the negative prompt
+    and with the slider at +1; three calls of the teacher (target, one positive, one negative), each doubled by a half
+    for the negative prompt, which a guidance of 1 throws away; a state after k steps is scored at timestep 999 - 20 k,
+    some 19 above its own.
 
     As ours: the concept, whose lists are drawn from, an entry of each in every step, so that a step costs what it costs
     as published and asks in the mean for what ours asks; and float32 (published: bfloat16).
@@ -74,17 +76,17 @@ class Published(Rollout):
         backbone, rng = denoiser(teacher), random.Random(batch.seeds[0])
         number = int(teacher.moved[rng.randrange(len(teacher.moved))])
         question, asked, depth = torch.tensor([number]), teacher.questions[number], rng.randrange(1, self.steps)
+        target, positive, negative = (
+            take(teacher.conditioning, torch.tensor([prompt]))
+            for prompt in (asked.target, rng.choice(asked.positives), rng.choice(asked.negatives))
+        )
         with adapter.dial(batch.magnitudes[:1]):
-            path = backbone.trajectory(teacher.follow(question, self.guidance), backbone.start(batch.seeds), self.steps)
+            predict = guided(backbone, target, negative, self.guidance)
+            path = backbone.trajectory(predict, backbone.start(batch.seeds), self.steps)
             state = next(state for k, state in enumerate(path) if k == depth)
         state["timestep"] = torch.full((1,), NOISES - 1 - depth * NOISES // self.steps)
-
-        def ask(prompt: int) -> Tensor:
-            return doubled(backbone.predict, state, take(teacher.conditioning, torch.tensor([prompt])), empty)
-
-        empty = take(teacher.conditioning, torch.tensor([teacher.prompts.index("")]))
-        base, positive, negative = ask(asked.target), ask(rng.choice(asked.positives)), ask(rng.choice(asked.negatives))
-        return Lesson(state, question, base, positive - negative)
+        base, up, down = (doubled(backbone.predict, state, c, negative) for c in (target, positive, negative))
+        return Lesson(state, question, base, up - down)
 
 
 PUBLISHED = Procedure(Published, data={"batch_size": 1, "signs": [1], "magnitude": (1.0, 1.0)}, doubled=True)
@@ -101,9 +103,9 @@ PROCEDURES: dict[str, Procedure] = {
 Predict = Callable[[TensorBatch, TensorBatch], Tensor]
 
 
-def doubled(predict: Predict, state: TensorBatch, conditioning: TensorBatch, empty: TensorBatch) -> Tensor:
+def doubled(predict: Predict, state: TensorBatch, conditioning: TensorBatch, other: TensorBatch) -> Tensor:
     """Classifier-free guidance of 1, computed as any other: twice the rows, of which one half cancels out."""
-    without, with_prompt = predict(join([state, state]), join([empty, conditioning])).chunk(2)
+    without, with_prompt = predict(join([state, state]), join([other, conditioning])).chunk(2)
     return without + 1.0 * (with_prompt - without)
 
 
