@@ -103,11 +103,11 @@ def build(session: Session) -> None:
             "html": pictures.comparison(found, key),
         }
 
-    quick: tuple[Callable[..., Any], ...] = (sliders, stop, hinge)
-    painted: tuple[Callable[..., Any], ...] = (draw, grid, relations, measure, dose, explain, compare)
+    quick: list[Callable[..., object]] = [sliders, stop, hinge]
+    of_pictures: list[Callable[..., object]] = [draw, grid, relations, measure, dose, explain, compare]
     for endpoint in quick:
         gr.api(_answered(endpoint), api_name=endpoint.__name__)
-    for endpoint in painted:
+    for endpoint in of_pictures:
         gr.api(_answered(endpoint), api_name=endpoint.__name__, concurrency_id="pictures", concurrency_limit=AT_ONCE)
     gr.api(humane(write), api_name="write", concurrency_id="language", concurrency_limit=AT_ONCE)
     _build_files(session)
