@@ -16,7 +16,7 @@ from sliders.errors import SliderError
 
 HERE = Path(__file__).parent
 HOUR = 3600
-PROMPT = "a person with a beard"
+PROMPT = "a person, with long hair"
 
 
 def build(session: Session, prompt: str = PROMPT) -> gr.Blocks:

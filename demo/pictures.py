@@ -48,16 +48,21 @@ def pair(base: Tensor, turned: Tensor, prompt: str, dials: str) -> str:
 
 def table(pictures: Tensor, across: Sequence[str], down: Sequence[str], corner: str, alt: str) -> str:
     """A grid ``[across, down, 3, h, w]`` with the dials' positions at its edges."""
-    head = "".join(f'<th scope="col">{html.escape(label)}</th>' for label in across)
+    head = "".join(f'<th scope="col">{_breakable(label)}</th>' for label in across)
     rows = []
     for j, label in enumerate(down):
         cells = "".join(
             f'<td><img src="{picture_uri(pictures[i, j])}" alt="{html.escape(f"{alt}: {x} {label}", quote=True)}"></td>'
             for i, x in enumerate(across)
         )
-        rows.append(f'<tr><th scope="row">{html.escape(label)}</th>{cells}</tr>')
-    top = f"<tr><th>{html.escape(corner)}</th>{head}</tr>"
+        rows.append(f'<tr><th scope="row">{_breakable(label)}</th>{cells}</tr>')
+    top = f"<tr><th>{_breakable(corner)}</th>{head}</tr>"
     return f'<div class="grid" tabindex="0"><table>{top}{"".join(rows)}</table></div>'
+
+
+def _breakable(label: str) -> str:
+    """A label whose lines may break within the names of layers."""
+    return html.escape(label).replace(".", ".<wbr>").replace("_", "_<wbr>")
 
 
 def comparison(found: Comparison, key: str) -> str:

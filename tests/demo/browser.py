@@ -53,12 +53,20 @@ class Page:
         self.driver, self.url = driver, url
         driver.set_script_timeout(PATIENCE)
 
-    def open(self, width: int = 1280, height: int = 900) -> None:
-        """Load it at this size, until its first picture is there."""
+    def size(self, width: int, height: int = 900) -> None:
+        """Give the page so much room."""
         self.driver.execute_cdp_cmd(
             "Emulation.setDeviceMetricsOverride",
             {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600},
         )
+        time.sleep(1)  # for what moves
+
+    def open(self, width: int = 1280) -> None:
+        """Load it at this width, until its first picture is there; what was said before is forgotten."""
+        self.driver.get("about:blank")
+        self.size(width)
+        for log in ("browser", "performance"):
+            self.driver.get_log(log)
         self.driver.get(self.url)
         self.until(lambda: self.source("base"), "the first picture")
 
@@ -124,12 +132,8 @@ class Page:
         return [toast.text for toast in self.all(".toast-body")]
 
     def console(self) -> list[str]:
-        """What the browser's console holds that is no mere remark."""
-        return [
-            f"{e['level']}: {e['message']}"
-            for e in self.driver.get_log("browser")
-            if e["level"] in ("SEVERE", "WARNING")
-        ]
+        """The errors in the browser's console."""
+        return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] == "SEVERE"]
 
     def strangers(self) -> list[str]:
         """Addresses elsewhere that the page has asked for."""
@@ -137,11 +141,11 @@ class Page:
         urls = [e["params"]["request"]["url"] for e in sent if e["method"] == "Network.requestWillBeSent"]
         return [url for url in urls if not url.startswith((self.url, "data:", "blob:", "chrome://"))]
 
-    def shot(self, file: Path) -> None:
-        """The whole page as a picture."""
+    def shot(self) -> bytes:
+        """The whole page as a PNG."""
         size = self.driver.execute_script("return [document.body.scrollWidth, document.body.scrollHeight]")
-        clip = {"x": 0, "y": 0, "width": size[0], "height": min(size[1], 4000), "scale": 1}
+        clip = {"x": 0, "y": 0, "width": size[0], "height": min(size[1], 6000), "scale": 1}
         taken = self.driver.execute_cdp_cmd(
             "Page.captureScreenshot", {"format": "png", "captureBeyondViewport": True, "clip": clip}
         )
-        file.write_bytes(base64.b64decode(taken["data"]))
+        return base64.b64decode(taken["data"])

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from diffusers import StableDiffusionPipeline
 
 pytest.importorskip("gradio")
@@ -13,7 +14,7 @@ pytest.importorskip("selenium")
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 
-from demo.app import launch
+from demo.app import PROMPT, launch
 from demo.opening import open_session
 from demo.requests import Canvas
 from demo.session import Session
@@ -29,7 +30,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 SLIDER = ROOT / "data/avatars/sliders/smile.safetensors"
-CANVAS = Canvas("a person with a beard")
+CANVAS = Canvas(PROMPT)
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +94,7 @@ def test_a_dial_is_moved_by_hand(page: Page) -> None:
 
 def test_pictures_have_words(page: Page) -> None:
     assert all(image.get_attribute("alt") for image in page.all("#result img"))
-    assert "a person with a beard" in (page.one("#result .turned img").get_attribute("alt") or "")
+    assert PROMPT in (page.one("#result .turned img").get_attribute("alt") or "")
 
 
 def test_text_is_streamed_beside_the_base(page: Page) -> None:
@@ -175,7 +176,9 @@ def test_the_composition_is_downloaded_and_plain_diffusers_draws_the_same(
     link = page.until(lambda: page.driver.find_elements("css selector", "#download-pictures a[href]"), "the file")[0]
     page.click(link)
     file = page.until(lambda: next(iter(page.downloads.glob("*.safetensors")), None), "the download")
-    pipeline = StableDiffusionPipeline.from_pretrained(session.backbone.base_model, safety_checker=None)
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        session.backbone.base_model, safety_checker=None, dtype=torch.float32
+    )
     pipeline.load_lora_weights(str(file))
     plain = UNetBackbone(session.backbone.base_model)
     plain.use(pipeline)
@@ -204,3 +207,5 @@ def test_the_algebra_and_the_close_look_show_pictures_with_words(page: Page) -> 
     images = page.until(lambda: page.all("#comparison img"), "the comparison", 600)
     assert len(images) > 20
     assert all(image.get_attribute("alt") for image in images)
+    page.size(390)
+    assert page.driver.execute_script("return document.documentElement.scrollWidth") <= 390
