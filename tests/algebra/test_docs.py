@@ -37,7 +37,7 @@ def test_the_snippets_print_what_the_page_says() -> None:
 def test_every_derivation_is_named_on_the_page_and_has_its_three_parts() -> None:
     text = PAGE.read_text()
     notes = sorted((PAGE.parent / "derivations").glob("*.md"))
-    assert len(notes) == 9
+    assert len(notes) == 10
     for note in notes:
         assert f"derivations/{note.name}" in text
         for part in ("**Statement", "**Proof.**", "**What the tests check.**"):

@@ -23,6 +23,7 @@ from sliders.concept import Concept
 from sliders.errors import SliderError
 from sliders.evaluation.sampling import Sampling, Scene, sample
 from sliders.formats import diffusers as slider_file
+from sliders.formats import tensors
 from sliders.formats.metadata import check_base, concept_of, describe
 from tests import tiny
 from tests.factory import lowrank, slider
@@ -174,7 +175,7 @@ class TestFile:
             Path(file).write_bytes(Path(file).read_bytes()[:100])
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(slider_file, "save_file", half)
+        monkeypatch.setattr(tensors, "save_file", half)
 
 
 class TestErrors:
