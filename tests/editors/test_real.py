@@ -12,14 +12,17 @@ from sliders.algebra.edit import Factored
 from sliders.attach import baked
 from sliders.backbones.causal_lm import CausalLMBackbone
 from sliders.backbones.unet import UNetBackbone
-from sliders.concept import Concept, read_prompts
+from sliders.concept import BETWEEN, Concept, read_prompts
+from sliders.editors.ablation import ablate
 from sliders.editors.contrast import Saying, answer, at_layer, contrast
 from sliders.editors.task_vector import TaskVector
 from sliders.editors.uce import UCE
 from sliders.evaluation.judge import AttributeJudge
 from sliders.evaluation.probe import probe_accuracy
 from sliders.evaluation.sampling import Sampling, sample, scenes
+from sliders.evaluation.text import log_odds
 from tests.commands import ROOT, run
+from tests.factory import normal
 
 pytestmark = pytest.mark.slow
 
@@ -152,3 +155,24 @@ def test_leace_takes_a_probe_on_other_messages_to_chance(speaker: CausalLMBackbo
     assert before > 0.9
     assert abs(after - 0.5) < 0.06
     assert elsewhere > 0.9  # control: the other layers still tell
+
+
+def test_ablation_takes_a_behaviour_s_direction(speaker: CausalLMBackbone, tmp_path: Path) -> None:
+    """How much likelier a pirate's answers are under the pirate's instruction than under the clerk's, a token."""
+    edit = fitted("ablation", tmp_path)
+    concept = Concept.load(ROOT / "data/text/concepts/pirate.yaml")
+    messages = read_prompts(ROOT / "data/text/prompts/everyday_heldout.txt")[:12]
+    pirate = speaker.encode([concept.positives[0] + BETWEEN + message for message in messages])
+    said = speaker.respond(pirate, range(1000, 1012), 24, 0.8)
+    before = log_odds(speaker, concept, messages, said)
+
+    def change(edit: Factored) -> tuple[float, float]:
+        with baked(speaker, edit):
+            moved = log_odds(speaker, concept, messages, said) - before
+        return float(moved.mean()), float(moved.std() / len(moved) ** 0.5)
+
+    without, by_chance = change(edit), change(ablate(speaker, normal(576, 1, seed=1, dtype=torch.float32)))
+    print(json.dumps({"before": float(before.mean()), "change": without, "a random direction": by_chance}))
+    assert before.mean() > 0.4
+    assert without[0] < -0.2
+    assert abs(by_chance[0]) < 0.1  # control
