@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from jsonargparse import ArgumentParser, auto_cli
+from jsonargparse import auto_cli
 from torch import Tensor
 
 from sliders.algebra.edit import Affine
@@ -38,18 +38,23 @@ from sliders.evaluation.text import NEUTRAL, on_neutral_text
 
 CONFIGS = Path("configs/editors")
 TUNING = Path("data/text/edits/tuning.yaml")
-TRIED_BLOCKS = (3, 5, 8, 12, 16)
-TRIED_SPANS = ((8,), (6, 7, 8))
-TRIED_WEIGHTS = (0.1, 1.0, 10.0)
+ROME_BLOCKS = (5, 8, 12)
+MEMIT_BLOCKS = ((6, 7, 8), (8,))
+MEMIT_WEIGHTS = (1.0, 100.0, 1000.0)
+VECTOR_BLOCKS = (5, 8, 9, 11, 13, 16)
 Row = dict[str, float]
 T = TypeVar("T")
 
 
 def configured(kind: type[T], name: str) -> T:
     """The editor of a committed config."""
-    parser = ArgumentParser()
-    parser.add_argument("--editor", type=kind)
-    return parser.instantiate_classes(parser.parse_path(CONFIGS / f"{name}.yaml"))["editor"]
+
+    def given(editor: T) -> T:
+        return editor
+
+    given.__annotations__["editor"] = kind
+    file = CONFIGS / f"{name}.yaml"
+    return auto_cli(given, args=["--config", str(file)], as_positional=False)  # pyright: ignore[reportReturnType]
 
 
 def at_random(backbone: CausalLMBackbone, edit: Affine, seed: int) -> Affine:
@@ -137,23 +142,44 @@ def kept(file: Path, measure: Callable[[], dict[str, Row]]) -> dict[str, Row]:
     return json.loads(file.read_text())
 
 
-def chosen_on(backbone: CausalLMBackbone, rome: ROME, memit: MEMIT, vector: FunctionVector) -> dict[str, Row]:
-    """How blocks and weights were chosen: on facts and words that nothing is reported on."""
-    facts, task = read_rewrites(TUNING), Task.load(vector.task)
-    found: dict[str, Row] = {}
-    for block in TRIED_BLOCKS:
-        alone = [replace(rome, facts=TUNING, subject=fact.subject, block=block) for fact in facts]
-        rows = [rated(backbone, editor.fit(backbone), [editor.fact]) for editor in alone]
-        found[f"ROME, block {block}"] = mean(rows)
-    for blocks, weight in itertools.product(TRIED_SPANS, TRIED_WEIGHTS):
-        edit = replace(memit, facts=TUNING, blocks=list(blocks), weight=weight).fit(backbone)
-        found[f"MEMIT, blocks {blocks[0]} to {blocks[-1]}, weight {weight:g}"] = rated(backbone, edit, facts)
-    (element,) = vector.fit(backbone).values()
-    for block in TRIED_BLOCKS:
-        with baked(backbone, Affine({writer(backbone, block): element})):
-            accuracy, likely = solved(backbone, task, task.examples, 0)
-        found[f"function vector, block {block}"] = {"accuracy": accuracy, "likelihood": likely}
-    return found
+def rome_at(backbone: CausalLMBackbone, rome: ROME, block: int) -> Row:
+    """ROME at a block, on the facts for tuning, each alone."""
+    alone = [replace(rome, facts=TUNING, subject=fact.subject, block=block) for fact in read_rewrites(TUNING)]
+    return mean([rated(backbone, editor.fit(backbone), [editor.fact]) for editor in alone])
+
+
+def vector_at(backbone: CausalLMBackbone, vector: FunctionVector, edit: Affine, block: int) -> Row:
+    """A function vector added after another block, on the words that examples are made of."""
+    task, (element,) = Task.load(vector.task), edit.values()
+    with baked(backbone, Affine({writer(backbone, block): element})):
+        accuracy, likely = solved(backbone, task, task.examples, 0)
+    return {"accuracy": accuracy, "likelihood": likely}
+
+
+def choose_all(
+    backbone: CausalLMBackbone, runs: Path, rome: ROME, memit: MEMIT, vector: FunctionVector
+) -> dict[str, Row]:
+    """What blocks and weights reach on facts and words that nothing is reported on."""
+    rome.covariance.fit(backbone, [writer(backbone, k) for k in {*ROME_BLOCKS, *itertools.chain(*MEMIT_BLOCKS)}])
+    tried = [
+        kept(runs / f"choose_rome_{k}.json", lambda k=k: {f"ROME, block {k}": rome_at(backbone, rome, k)})
+        for k in ROME_BLOCKS
+    ]
+    for blocks, weight in itertools.product(MEMIT_BLOCKS, MEMIT_WEIGHTS):
+        editor = replace(memit, facts=TUNING, blocks=list(blocks), weight=weight)
+        name = f"MEMIT, blocks {', '.join(map(str, blocks))}, weight {weight:g}"
+
+        def measure(name: str = name, editor: MEMIT = editor) -> dict[str, Row]:
+            return {name: rated(backbone, editor.fit(backbone), read_rewrites(TUNING))}
+
+        tried.append(kept(runs / f"choose_memit_{'_'.join(map(str, blocks))}_{weight:g}.json", measure))
+
+    def vectors() -> dict[str, Row]:
+        edit = vector.fit(backbone)
+        return {f"function vector, block {k}": vector_at(backbone, vector, edit, k) for k in VECTOR_BLOCKS}
+
+    tried.append(kept(runs / "choose_function_vector.json", vectors))
+    return {name: row for found in tried for name, row in found.items()}
 
 
 def mean(rows: Sequence[Row]) -> Row:
@@ -184,7 +210,8 @@ def main(runs: Path = Path("runs/edits"), out: Path = Path("docs/edits_language.
     rome, memit = configured(ROME, "rome"), configured(MEMIT, "memit")
     vector = configured(FunctionVector, "function_vector")
     if choose:
-        kept(runs / "chosen.json", lambda: chosen_on(backbone, rome, memit, vector))
+        for name, row in choose_all(backbone, runs, rome, memit, vector).items():
+            print(name, {key: round(value, 3) for key, value in row.items()})
         return
     facts = read_rewrites(rome.facts)
     alone = [
