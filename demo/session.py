@@ -3,9 +3,10 @@
 Nothing of a user is kept here but the sliders that were uploaded or made, which have keys of their own; where dials
 stand comes with every request.  A model is used by one request at a time, which attaches its own sliders and lets go of
 them, so that two users cannot see each other's dials, and with all dials at 0 nothing is attached at all.
+
+It is a little longer than 300 lines so that all that a user can do stands in one place; how it is done does not.
 """
 
-import shutil
 import threading
 import time
 from collections import OrderedDict
@@ -16,15 +17,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from demo import studies, uploads
+from demo import downloads, studies, uploads
 from demo.comparison import Comparison, compare
 from demo.library import Entry, Library
 from demo.painting import Positions, Report, paint, quiet
 from demo.requests import FARTHEST, MOST_CHOSEN, Axis, Canvas, Drawn, Speech
-from demo.safety import MEGABYTE, Shelf, check_upload, clean_name, clean_text, whole, within
+from demo.safety import MEGABYTE, Shelf, check_upload, clean_text, whole, within
 from demo.studies import explain
 from demo.turns import Superseded, Turn, Turns
-from sliders.algebra.compose import combine
 from sliders.algebra.slider import Hinge, Slider
 from sliders.attach import attach
 from sliders.backbones.base import AbstractBackbone, DiffusionBackbone
@@ -33,12 +33,10 @@ from sliders.concept import BETWEEN
 from sliders.errors import SliderError
 from sliders.evaluation.judge import AttributeJudge
 from sliders.evaluation.laws_report import Section
-from sliders.evaluation.plots import dial_label
 from sliders.evaluation.sampling import scenes
 from sliders.evaluation.stages import picture_stage, text_stage
 from sliders.evaluation.text import Speaking
-from sliders.formats import diffusers, hinge, peft
-from sliders.formats.metadata import check_one_base, concept_of, describe_composed
+from sliders.formats.metadata import check_one_base, concept_of
 
 _BASES_KEPT = 64
 
@@ -228,7 +226,7 @@ class Session:
         return self._file(library[key].dial, key, library is self.texts)
 
     def composition(self, positions: Positions) -> Path:
-        """All dials as they stand, as one slider's file whose weight 1 is what is seen.
+        """All dials as they stand, as one slider's file whose weight 1 is what is seen with start step 0.
 
         Raises:
             SliderError: all stand at 0, or they are of two models.
@@ -241,31 +239,11 @@ class Session:
         if not turned:
             raise SliderError("all dials stand at 0, so that there is nothing to download; turn one")
         check_one_base(dials)
-        said = {"how": "sum", "parts": [{"name": name, "dial": dial} for name, dial in turned.items()]}
-        name = clean_name("_".join(f"{name}{dial_label(round(dial, 2))}" for name, dial in turned.items()), 60)
-        update = combine([(dial, turned[dial.name]) for dial in dials])
-        made = Slider(name, update, describe_composed(name, said, dials))
-        return self._file(made, name, library is self.texts)
+        made = downloads.composed(dials, turned)
+        return self._file(made, made.name, library is self.texts)
 
     def _file(self, dial: Slider | Hinge, name: str, text: bool) -> Path:
-        """Write a dial for download."""
-        place = self.shelf.place(name)
-
-        def write(slider: Slider, where: Path) -> None:
-            if text:
-                peft.save(slider, where, self.language.base_model, self.load_language().transposed)
-            else:
-                diffusers.save(slider, where)
-
-        if isinstance(dial, Hinge):
-            hinge.save(dial, place, write, "" if text else ".safetensors")
-        elif text:
-            write(dial, place)
-        else:
-            place = place.with_name(f"{place.name}.safetensors")
-            write(dial, place)
-            return place
-        return Path(shutil.make_archive(str(place), "zip", place))
+        return downloads.write(dial, self.shelf.place(name), self.load_language() if text else None)
 
     # Algebra
 

@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 
 from demo.library import Library
+from demo.requests import Canvas, Speech
 from demo.safety import Shelf
 from demo.session import Session
 from sliders.algebra.slider import Slider
@@ -12,12 +14,33 @@ from sliders.backbones.base import AbstractBackbone
 from sliders.backbones.causal_lm import CausalLMBackbone
 from sliders.backbones.unet import UNetBackbone
 from sliders.concept import Concept
+from sliders.evaluation.sampling import Sampling, Scene, sample
 from sliders.formats.metadata import describe
 from tests import tiny, tiny_lm
 from tests.evaluation.conftest import random_slider
 
 HAPPY = Concept("happy", "a person", ["a happy person"], ["a sad person", "a dog"])
 MOOD = Concept("mood", "you are a person", ["you are a happy person"], ["you are a sad person"], modality="text")
+
+
+CANVAS = Canvas("a person", 3, 4, 2.0)
+SEEN = 1e-3
+"""A change of a picture that no rounding makes."""
+
+
+def plain(painter: UNetBackbone, canvas: Canvas = CANVAS) -> Tensor:
+    """The base's picture, made without the demo."""
+    return sample(painter, [Scene(canvas.prompt, canvas.seed)], Sampling(canvas.steps, canvas.guidance))[0]
+
+
+def apart(a: Tensor, b: Tensor) -> float:
+    return float((a - b).abs().max())
+
+
+def answers(session: Session, user: str, positions: dict[str, float], tokens: int = 12) -> tuple[str, str]:
+    """The finished texts."""
+    *_, last = session.write(user, Speech("how was your day", tokens=tokens, temperature=0.0), positions)
+    return last
 
 
 def described(concept: Concept, model: AbstractBackbone, target: str, name: str = "") -> Slider:

@@ -24,7 +24,7 @@ from sliders.backbones.unet import UNetBackbone
 from sliders.evaluation.sampling import Sampling, Scene, sample
 from sliders.formats import diffusers
 from tests.demo.browser import Page, chromium
-from tests.demo.test_session import FOREIGN, changed
+from tests.demo.test_files import FOREIGN, changed
 
 pytestmark = pytest.mark.slow
 
