@@ -18,7 +18,8 @@ from sliders.backbones.causal_lm import CausalLMBackbone
 from sliders.concept import read_prompts
 from sliders.errors import SliderError
 from sliders.evaluation import methods_report as report
-from sliders.evaluation.methods import Entry, Fits, Study
+from sliders.evaluation.fits import Entry, Fits
+from sliders.evaluation.methods import Study
 from sliders.evaluation.sampling import Sampling, scenes
 from sliders.evaluation.stages import picture_stage, text_stage
 from sliders.evaluation.text import Speaking

@@ -58,8 +58,10 @@ class LEACE(Editor[CausalLMBackbone]):
         return f"{self.concept.stem} erased from the {self.side} of {', '.join(self.layers)}"
 
     def _fit_layer(self, backbone: CausalLMBackbone, answers: Sequence[Answers], name: str) -> Element:
-        from concept_erasure import LeaceFitter
-
+        try:
+            from concept_erasure import LeaceFitter
+        except ImportError:
+            raise SliderError("leace needs a package more: pip install 'concept-sliders[editors]'") from None
         shape = weight_shape(backbone, name)
         width = shape[1] if self.side == "input" else shape[0]
         fitter = LeaceFitter(

@@ -16,7 +16,8 @@ from sliders.editors.base import Editor
 from sliders.editors.uce import UCE
 from sliders.errors import SliderError
 from sliders.evaluation import methods_report as report
-from sliders.evaluation.methods import Entry, Fits, Study
+from sliders.evaluation.fits import Entry, Fits
+from sliders.evaluation.methods import Study
 from sliders.evaluation.sampling import Sampling, scenes
 from sliders.evaluation.stages import Stage, picture_stage
 from sliders.formats import diffusers
