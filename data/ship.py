@@ -14,6 +14,7 @@ from demo.library import SHIPPED
 from sliders import formats
 from sliders.algebra.edit import Translation
 from sliders.console import say
+from sliders.errors import SliderError
 from sliders.formats import diffusers, peft
 
 
@@ -36,4 +37,7 @@ def ship(sliders: Sequence[Path]) -> None:
 
 
 if __name__ == "__main__":
-    ship([Path(argument) for argument in sys.argv[1:]])
+    try:
+        ship([Path(argument) for argument in sys.argv[1:]])
+    except SliderError as error:
+        sys.exit(f"error: {error}")
