@@ -97,6 +97,7 @@ def test_a_slider_with_its_library(pictures: UNetBackbone, tmp_path: Path) -> No
     titles = [ranking["title"] for ranking in found["reads"]]
     assert titles == [
         "Words it responds to",
+        "Words alone",
         "Prompts it responds to",
         "Prompts whose predictions change most",
         "Words that do what it does",

@@ -8,7 +8,6 @@ import heapq
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,11 +17,12 @@ from torch import Tensor
 from sliders.algebra.change import Change
 from sliders.algebra.edit import Affine
 from sliders.attach import baked
-from sliders.backbones.base import AbstractBackbone, DiffusionBackbone
+from sliders.backbones.base import AbstractBackbone
 from sliders.backbones.causal_lm import CausalLMBackbone
 from sliders.backbones.unet import UNetBackbone
 from sliders.concept import read_prompts
 from sliders.editors.recall import reading, run
+from sliders.errors import SliderError
 from sliders.evaluation.sampling import Sampling, scenes
 from sliders.evaluation.stages import picture_stage
 
@@ -93,7 +93,10 @@ def reads(
         return []
     if isinstance(backbone, CausalLMBackbone):
         return _language(backbone, moved, prompts, words)
-    assert isinstance(backbone, DiffusionBackbone)
+    if not isinstance(backbone, UNetBackbone):
+        raise SliderError(
+            f"what an update of a {type(backbone).__name__} reads cannot be asked; leave it out: --run false"
+        )
     return _pictures(backbone, moved, prompts, words)
 
 
@@ -178,16 +181,20 @@ def _lens(backbone: CausalLMBackbone, direction: Tensor) -> Tensor:
 
 
 def _pictures(
-    backbone: DiffusionBackbone, changes: Sequence[Change], prompts: Sequence[str], words: Sequence[str]
+    backbone: UNetBackbone, changes: Sequence[Change], prompts: Sequence[str], words: Sequence[str]
 ) -> list[Ranking]:
     found: list[Ranking] = []
     from_text = set(backbone.select_targets(["xattn-strict"]))
     keyed = [change for change in changes if change.module in from_text]
     if keyed:
         share = "The share of the cross-attention's keys and values that the update changes"
-        ask = partial(_text_responses, backbone, keyed)
-        found.append(_ranked("Words it responds to", f"{share} where the word is the prompt.", ask(words)))
-        found.append(_ranked("Prompts it responds to", f"{share}.", ask(prompts)))
+        by_prompt, in_prompts = _text_responses(backbone, keyed, prompts)
+        alone, _ = _text_responses(backbone, keyed, words)
+        found += [
+            _ranked("Words it responds to", f"{share} at a word, where it is largest in any prompt.", in_prompts),
+            _ranked("Words alone", f"{share} where the word is the prompt.", alone),
+            _ranked("Prompts it responds to", f"{share}.", by_prompt),
+        ]
     edit = Affine({change.module: change.element() for change in changes})
     shown = prompts[:: max(len(prompts) // _SCENES, 1)][:_SCENES]
     stage = picture_stage(backbone, scenes(shown, len(shown)), Sampling(steps=6))
@@ -208,12 +215,21 @@ def _pictures(
 
 
 def _text_responses(
-    backbone: DiffusionBackbone, changes: Sequence[Change], texts: Sequence[str]
-) -> list[tuple[str, float]]:
-    found: list[tuple[str, float]] = []
+    backbone: UNetBackbone, changes: Sequence[Change], texts: Sequence[str]
+) -> tuple[list[tuple[str, float]], list[tuple[str, float]]]:
+    """The mean over each text's places, and the response at each word of each text."""
+    by_text: list[tuple[str, float]] = []
+    by_word: list[tuple[str, float]] = []
     for start in range(0, len(texts), _BATCH):
-        part = texts[start : start + _BATCH]
+        part = list(texts[start : start + _BATCH])
         embeddings = backbone.encode(part)["prompt_embeds"].float()
-        shares = [_moved(change, embeddings)[0].mean(1) for change in changes]
-        found += list(zip(part, torch.stack(shares).mean(0).tolist(), strict=True))
-    return found
+        shares = torch.stack([_moved(change, embeddings)[0] for change in changes]).mean(0).cpu()
+        by_text += list(zip(part, shares.mean(1).tolist(), strict=True))
+        for text, share in zip(part, shares.tolist(), strict=True):
+            word = ""
+            for piece, value in zip(backbone.pipeline.tokenizer.tokenize(text), share[1:], strict=False):
+                word += piece  # after the begin mark, a place for each piece; the last of a word has read all of it
+                if piece.endswith("</w>"):
+                    by_word.append((word.removesuffix("</w>"), value))
+                    word = ""
+    return by_text, [(word, value) for word, value in by_word if word.isalpha()]
