@@ -83,6 +83,7 @@ def load(file: Path) -> Slider:
         except (AttributeError, TypeError, ValueError, RuntimeError, re.error) as error:
             raise SliderError(f"{file}: lora_adapter_metadata or alpha of {name!r} is malformed: {error}") from error
         shape = (len(up), *down.shape[1:])
+        up, down = tensors.widened(up), tensors.widened(down)
         update = LowRank(up.flatten(1) * scale, down.reshape(rank, math.prod(shape[1:])), shape)
         updates[re.sub(r"^text_encoder\.text_model\.", "text_encoder.", name)] = update
     return Slider(metadata.get("sliders.name", file.stem), Translation(updates), metadata)

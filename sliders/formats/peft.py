@@ -12,7 +12,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -21,6 +20,7 @@ from sliders.algebra.edit import Translation
 from sliders.algebra.lowrank import LowRank
 from sliders.algebra.slider import Slider
 from sliders.errors import SliderError
+from sliders.formats import tensors
 
 _OURS, _THEIRS = "lm.", "base_model.model."
 _MOVES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -132,7 +132,7 @@ def load(folder: Path) -> Slider:
             scale = _scale(config, name, len(down))
         except (AttributeError, TypeError, ValueError, re.error) as error:
             raise SliderError(f"{described}: lora_alpha or alpha_pattern is malformed: {error}") from error
-        up, down = (factor.to(torch.promote_types(factor.dtype, torch.float32)) for factor in (up, down))
+        up, down = tensors.widened(up), tensors.widened(down)
         updates[_OURS + name] = LowRank(up * scale, down, (len(up), down.shape[1]))
     known = {f"{_THEIRS}{name.removeprefix(_OURS)}.lora_{part}.weight" for name in updates for part in "AB"}
     if foreign := sorted(set(state) - known):

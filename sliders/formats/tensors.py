@@ -45,3 +45,8 @@ def metadata_of(file: Path) -> dict[str, str]:
             return dict(f.metadata() or {})
     except (SafetensorError, OSError):
         return {}
+
+
+def widened(factor: Tensor) -> Tensor:
+    """The factor in float32 at least: files may hold half precision, in which products would lose more than storing."""
+    return factor.to(torch.promote_types(factor.dtype, torch.float32))

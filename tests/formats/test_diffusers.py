@@ -84,6 +84,15 @@ class TestFile:
         assert read.name == "s"
         assert dict(written.metadata).items() <= dict(read.metadata).items()
 
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_half_precision_is_read_as_single(self, dtype: torch.dtype, tmp_path: Path) -> None:
+        """Products of the factors are then those of what is stored."""
+        stored = Slider("s", Translation({name: update.to(dtype) for name, update in plain().update.items()}))
+        slider_file.save(stored, tmp_path / "s.safetensors")
+        for name, update in slider_file.load(tmp_path / "s.safetensors").update.items():
+            assert update.B.dtype == update.A.dtype == torch.float32
+            torch.testing.assert_close(update.dense(), stored.update[name].to(torch.float32).dense())
+
     def test_twice_round_is_once_round(self, tmp_path: Path) -> None:
         slider_file.save(plain(), tmp_path / "a.safetensors")
         once = slider_file.load(tmp_path / "a.safetensors")
