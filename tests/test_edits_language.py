@@ -1,4 +1,4 @@
-"""The editors of language models on the real one, as their papers measure them; docs/edits_language.md has it all."""
+"""The editors of language models on the real one, as their papers measure them; `python -m benchmarks.edits` has more."""
 
 from dataclasses import replace
 
