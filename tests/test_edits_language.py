@@ -1,4 +1,4 @@
-"""The editors of language models on the real one, as their papers measure them; `python -m benchmarks.edits` has more."""
+"""The editors of language models on the real one, as their papers measure them; see also `benchmarks.edits`."""
 
 from dataclasses import replace
 
