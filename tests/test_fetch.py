@@ -109,7 +109,7 @@ def test_a_file_of_other_content_is_refused(index: Index) -> None:
     assert "tiny" not in left()
 
 
-@pytest.mark.parametrize("found", [WHEEL[:100], b"", b"something else"])
+@pytest.mark.parametrize("found", [WHEEL[:100], b"", b"something else"], ids=["half", "empty", "other"])
 def test_a_broken_download_is_done_again(index: Index, found: bytes) -> None:
     """A run that was interrupted has left it."""
     folder = cache_folder() / "wheels"
