@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sliders.algebra.change import Change
 from sliders.algebra.edit import Translation
-from sliders.algebra.kinds import Fit, choose, fits, rivals
+from sliders.algebra.kinds import SURE, Fit, choose, fits, rivals
 from sliders.algebra.lowrank import LowRank
 
 METHODS = {
@@ -39,8 +39,6 @@ METHODS = {
 _CHANCE_Z = 4.0
 _ENOUGH = 16
 """So many directions can be called random from weights alone; one or two cannot."""
-_SURE = 10.0
-"""Nats by which an inverse covariance must be likelier than no or a positive power of it."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +149,7 @@ def judge(
     asked = sorted(rest, key=lambda change: -change.spectrum.norm)
     known = covariances([change.module for change in asked]) if covariances and asked else {}
     reads = {change.module: powers(change, known[change.module]) for change in rest if change.module in known}
-    written = [c for c in rest if c.module in reads and _lead(reads[c.module]) > _SURE]
+    written = [c for c in rest if c.module in reads and _lead(reads[c.module]) > SURE]
     gain = sum(_lead(reads[change.module]) for change in written)
     add(
         "write",

@@ -114,12 +114,13 @@ def test_layers_that_share_a_factor_tell_what_one_does_not(dtype: torch.dtype) -
 
 
 def test_one_direction_ablated_from_all_layers_that_write_it_is_one_part() -> None:
-    v, shapes = normal(IN, 1, seed=5), [(IN, 30), (IN, IN), (IN, 12)]
+    v, shapes = normal(IN, 1, seed=5), [(IN, 30), (IN, IN), *[(IN, 12)] * 20]
     verdict = judge(told([erase_output(onto(v), None, shape) for shape in shapes]))
     assert one_kind(verdict) == "left orthogonal projection"
-    assert len(verdict.parts[0].modules) == 3
+    assert len(verdict.parts[0].modules) == len(shapes)
     assert verdict.parts[0].fit is not None
     assert verdict.parts[0].fit.numbers == IN - 1
+    assert not verdict.parts[0].also  # an oblique projection holds too, with more numbers
 
 
 def test_a_vector_added_to_what_layers_read_is_one_shift() -> None:
