@@ -247,7 +247,7 @@ def test_compiled_it_is_the_same_model(tmp_path: Path) -> None:
         model = CausalLMBackbone(folder, prompt_tokens=48, compile=compiled)
         model.load()
         before = {name: value.clone() for name, value in model.state_dict().items()}
-        names = model.select_targets(["attention"])
+        names = model.select_targets(["attention"])[:1]  # each one breaks the graph
         state, prompt = model.responses(SAID[:2], 6), model.encode(PROMPTS[:2])
         answers: dict[str, torch.Tensor] = {}
         torch._dynamo.utils.counters.clear()

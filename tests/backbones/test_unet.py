@@ -66,7 +66,7 @@ def test_compiled_it_is_the_same_model(tmp_path: Path) -> None:
         model = UNetBackbone(folder, compile=compiled)
         model.load()
         before = {name: value.clone() for name, value in model.state_dict().items()}
-        names = model.select_targets(["xattn"])
+        names = model.select_targets(["xattn"])[:1]  # each one breaks the graph
         state = {"latents": model.start([1, 2]), "timestep": torch.tensor([300, 700])}
         prompt, dials = model.encode(["a person", "a dog"]), torch.tensor([1.0, -2.0])
         answers: dict[str, torch.Tensor] = {}
