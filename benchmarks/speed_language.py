@@ -8,9 +8,10 @@ from peft.tuners.lora import LoraLayer
 
 from benchmarks.speed_parts import Rows, random_slider, training_step
 from benchmarks.timing import Clock, interleaved
-from sliders.attach import Adapter, Dials, attach
+from sliders.attach import Adapter, attach
 from sliders.backbones.causal_lm import CausalLMBackbone
 from sliders.concept import Concept
+from sliders.dials import Dials
 from sliders.losses.erasure import LogProbabilityLoss
 from sliders.training.data import ConceptData, StepBatch
 from sliders.training.responses import Responses

@@ -13,11 +13,12 @@ from benchmarks.timing import Clock, interleaved
 from sliders.algebra.edit import Translation
 from sliders.algebra.lowrank import LowRank
 from sliders.algebra.slider import Slider
-from sliders.attach import Adapter, Dials, attach, weight_shape
+from sliders.attach import Adapter, attach, weight_shape
 from sliders.backbones.base import AbstractBackbone
 from sliders.backbones.unet import UNetBackbone
 from sliders.batch import repeat
 from sliders.concept import Concept
+from sliders.dials import Dials
 from sliders.evaluation.sampling import Sampling, Scene, sample
 from sliders.formats import diffusers
 from sliders.losses.erasure import AbstractLoss, ErasureLoss, Prediction, progress

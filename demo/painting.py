@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from sliders.algebra.slider import Piecewise
-from sliders.attach import Dials, attach
+from sliders.attach import attach
 from sliders.backbones.base import DiffusionBackbone, Predictor, guided
 from sliders.batch import TensorBatch
+from sliders.dials import Dials
 from sliders.evaluation.sampling import Sampling, Scene, conditionings, finish
 
 Positions = Mapping[str, float]

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from sliders.algebra.slider import NamedDial
-from sliders.attach import Dials
 from sliders.backbones.base import AbstractBackbone, DiffusionBackbone, guided
 from sliders.backbones.causal_lm import CausalLMBackbone
 from sliders.batch import TensorBatch, join, take
 from sliders.concept import BETWEEN, Concept
+from sliders.dials import Dials
 from sliders.errors import SliderError
 from sliders.evaluation.report import heldout_prompts
 from sliders.evaluation.sampling import Sampling, Scene, conditionings, scenes
