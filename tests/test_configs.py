@@ -51,6 +51,12 @@ def test_there_are_configs_and_concepts() -> None:
     assert len(CONCEPTS) >= 3
 
 
+def test_no_two_configs_write_to_one_run_folder() -> None:
+    read = [yaml.safe_load(file.read_text()) for file in CONFIGS]
+    names = [config.get("name") or Concept.load(Path(config["data"]["concept"])).name for config in read]
+    assert sorted(names) == sorted(set(names))
+
+
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: str(file.relative_to(ROOT)))
 def test_a_config_instantiates_without_reading_a_model(file: Path, tmp_path: Path, offline: None) -> None:
     """The accelerator is the one thing that is not asked of this machine."""
