@@ -133,7 +133,6 @@ def speaker() -> CausalLMBackbone:
     return made
 
 
-@pytest.mark.xfail(reason="the probe reads the concept at 0.68 there before LEACE: another layer is to be chosen")
 def test_leace_takes_a_probe_on_other_messages_to_chance(speaker: CausalLMBackbone, tmp_path: Path) -> None:
     edit = fitted("leace", tmp_path)
     (name,) = edit.modules
@@ -151,7 +150,7 @@ def test_leace_takes_a_probe_on_other_messages_to_chance(speaker: CausalLMBackbo
 
     before = accuracy(name)
     with baked(speaker, edit):
-        after, elsewhere = accuracy(name), accuracy(name.replace(".12.", ".11."))
+        after, elsewhere = accuracy(name), accuracy(name.replace(".16.", ".15."))
     print(json.dumps({"before": before, "after": after, "another layer": elsewhere}))
     assert before > 0.9
     assert abs(after - 0.5) < 0.06
