@@ -27,7 +27,7 @@ def build(session: Session) -> None:
     """Add the endpoints to the page."""
 
     def sliders() -> dict[str, list[dict[str, Any]]]:
-        """The sliders that every user begins with: key, words at the ends, range, what was measured."""
+        """The sliders and edits that every user begins with: key, words at the ends, range, what was measured."""
         return {
             kind: [
                 {"key": e.key, "ends": list(e.ends), "range": list(e.span), "measured": e.measured}
@@ -82,13 +82,13 @@ def build(session: Session) -> None:
         """Interference, straightness and the order in time, measured, as HTML."""
         return session.measure(user_of(request), Canvas(prompt, steps=steps), keys, scenes)
 
-    def dose(request: gr.Request, keys: list[str], scenes: int = 4, steps: int = 15) -> str:
-        """Dose and response as the judge reads it, as HTML."""
-        return session.dose(user_of(request), Canvas("", steps=steps), keys, scenes)
+    def dose(request: gr.Request, keys: list[str], scenes: int = 4, steps: int = 15, prompt: str = "") -> str:
+        """Dose and response as the judge reads it, as HTML; the prompt is for those that do not say their own."""
+        return session.dose(user_of(request), Canvas(prompt, steps=steps), keys, scenes)
 
-    def explain(key: str) -> str:
-        """What an update is and what it is most like, as HTML."""
-        return session.explain(key)
+    def explain(request: gr.Request, key: str) -> str:
+        """What an update is, what it is most like, and what it reads and writes, as HTML."""
+        return session.explain(user_of(request), key)
 
     def compare(
         request: gr.Request, key: str, prompt: str, position: float = 1.0, seed: int = 0, steps: int = 15

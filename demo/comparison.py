@@ -1,20 +1,21 @@
-"""One slider looked at closely: what it does over its range, and where in the network and when it does it."""
+"""One slider or edit looked at closely: what it does over its range, and where in the network and when it does it."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from demo.edits import added
 from demo.library import Entry
 from demo.painting import Report, Row, paint
-from demo.studies import bars, part_of
-from sliders.algebra.edit import Translation
-from sliders.algebra.lowrank import LowRank
-from sliders.algebra.slider import Slider
+from sliders.algebra.edit import Affine
+from sliders.algebra.element import Element
+from sliders.algebra.slider import Partial
 from sliders.backbones.base import DiffusionBackbone
 from sliders.evaluation.laws_report import Section
+from sliders.evaluation.plots import plt
 from sliders.evaluation.sampling import Sampling, Scene
 
 FRAMES = 9
@@ -76,7 +77,7 @@ class Comparison:
 
     def _bars(self, label: str, names: Sequence[str], without: Tensor, only: Tensor) -> Figure:
         lost, alone = self.share(without, self.turned), self.share(only, self.base)
-        return bars(label, names, {"lost without it": lost, "done by it alone": alone})
+        return _bars(label, names, {"lost without it": lost, "done by it alone": alone})
 
 
 def compare(
@@ -85,11 +86,10 @@ def compare(
     """Paint all of it; rows of one batch differ in which parts are on, and when."""
     low, high = entry.span
     dials = [low + (high - low) * k / (FRAMES - 1) for k in range(FRAMES)]
-    edit = entry.dial.at(position)
-    parts: dict[str, dict[str, LowRank]] = {}
-    for module, update in edit.items():
-        parts.setdefault(part_of(module), {})[module] = update
-    pieces = [Slider(name, Translation(of)) for name, of in parts.items()]
+    parts: dict[str, dict[str, Element]] = {}
+    for module, shift in added(backbone, entry.dial, position).items():
+        parts.setdefault(_part_of(module), {})[module] = shift
+    pieces = [Partial(name, Affine(shifts)) for name, shifts in parts.items()]
     everything = dict.fromkeys(parts, 1.0)
     cuts = [round(k * how.steps / WINDOWS) for k in range(WINDOWS + 1)]
     windows = [range(a, b) for a, b in itertools.pairwise(cuts) if b > a]
@@ -106,3 +106,23 @@ def compare(
         dials, frames, position, base[0], turned[0], list(parts), without_part, only_part,
         windows, without_window, only_window,
     )  # fmt: skip
+
+
+def _part_of(module: str) -> str:
+    """The part of the network that a layer belongs to: a block, and what kind of layers of it."""
+    _, *inside = module.split(".")
+    return ".".join(inside[: 2 if inside[0].startswith("mid") else 3]) or module
+
+
+def _bars(label: str, names: Sequence[str], series: Mapping[str, Sequence[float]]) -> Figure:
+    """Horizontal bars, two to a name."""
+    height = 0.8 / len(series)
+    figure, axis = plt.subplots(figsize=(7.5, 1.2 + 0.45 * len(names)), layout="constrained")
+    for k, (name, values) in enumerate(series.items()):
+        places = [-(row + (k - (len(series) - 1) / 2) * height) for row in range(len(names))]
+        axis.barh(places, values, height * 0.92, color=("#4f46e5", "#f59e0b")[k], label=name)
+    axis.set_yticks([-row for row in range(len(names))], names)
+    axis.set_xlabel(label)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False)
+    return figure

@@ -1,33 +1,55 @@
-"""Sliders as files for the one who asked: what plain diffusers or PEFT loads."""
+"""Sliders as files for the one who asked: what plain diffusers or PEFT loads.  An edit has a file of its own kind."""
 
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from torch import nn
+
+from demo.edits import added, moved_biases, translation
 from demo.safety import clean_name
 from sliders.algebra.compose import combine
-from sliders.algebra.slider import Hinge, Slider
+from sliders.algebra.slider import Hinge, NamedDial, Partial, Slider
 from sliders.backbones.causal_lm import CausalLMBackbone
+from sliders.errors import SliderError
 from sliders.evaluation.plots import dial_label
-from sliders.formats import diffusers, hinge, peft
+from sliders.formats import diffusers, edit, hinge, peft
 from sliders.formats.metadata import check_one_base, describe_composed
 
 
-def composed(dials: Sequence[Slider | Hinge], positions: Mapping[str, float]) -> Slider:
+def composed(model: nn.Module, dials: Sequence[NamedDial], positions: Mapping[str, float]) -> Slider:
     """The exact sum of dials at their positions, which says what it is made of.
 
+    Args:
+        model: whose weights say what an edit adds to them.
+        dials: sliders, hinges and edits, as `attach` sums them.
+        positions: of each.
+
     Raises:
-        SliderError: they were made for unlike bases.
+        SliderError: they were made for unlike bases, or an edit changes biases.
     """
     check_one_base(dials)
+    parts = [(_as_sum(model, dial), positions[dial.name]) for dial in dials]
     said = {"how": "sum", "parts": [{"name": dial.name, "dial": positions[dial.name]} for dial in dials]}
     name = clean_name("_".join(f"{d.name}{dial_label(round(positions[d.name], 2))}" for d in dials), 60)
-    update = combine([(dial, positions[dial.name]) for dial in dials])
-    return Slider(name, update, describe_composed(name, said, dials))
+    return Slider(name, combine(parts), describe_composed(name, said, dials))
 
 
-def write(dial: Slider | Hinge, place: Path, language: CausalLMBackbone | None) -> Path:
-    """Write a dial as one file: a slider of pictures as it is, all others as a zip of the folder that they are.
+def _as_sum(model: nn.Module, dial: NamedDial) -> Slider | Hinge:
+    """What stacks: a slider or a hinge, or what an edit adds to this model's weights."""
+    if not isinstance(dial, Partial):
+        return dial
+    shifts = added(model, dial)
+    if layers := moved_biases(shifts):
+        raise SliderError(
+            f"{dial.name} changes biases as well (of {len(layers)} layers, the first is {layers[0]}), and a LoRA file "
+            "has none: set its dial to 0, or download the edit itself, whose file has them"
+        )
+    return Slider(dial.name, translation(shifts))
+
+
+def write(dial: NamedDial, place: Path, language: CausalLMBackbone | None) -> Path:
+    """Write a dial as one file: a slider of pictures and an edit as they are, others as a zip of their folder.
 
     Args:
         dial: to write.
@@ -41,8 +63,11 @@ def write(dial: Slider | Hinge, place: Path, language: CausalLMBackbone | None) 
         else:
             peft.save(slider, where, language.base_model, language.transposed)
 
+    file = place.with_name(f"{place.name}.safetensors")
+    if isinstance(dial, Partial):
+        edit.save(dial.name, dial.edit, file, dict(dial.metadata))
+        return file
     if isinstance(dial, Slider) and language is None:
-        file = place.with_name(f"{place.name}.safetensors")
         one(dial, file)
         return file
     if isinstance(dial, Hinge):

@@ -1,4 +1,4 @@
-"""The sliders that are there: those the page opens with, and what users have uploaded or made."""
+"""The sliders and edits that are there: those the page opens with, and what users have uploaded or made."""
 
 import hashlib
 import json
@@ -12,8 +12,8 @@ import torch
 
 from demo.safety import clean_name, clean_text
 from sliders import formats
-from sliders.algebra.edit import Translation
-from sliders.algebra.slider import Hinge, Slider
+from sliders.algebra.edit import Affine, Translation
+from sliders.algebra.slider import Hinge, NamedDial, Partial, Slider
 from sliders.concept import Concept
 from sliders.console import say
 from sliders.errors import SliderError
@@ -28,34 +28,44 @@ _WIDEST = 4.0
 
 @dataclass(frozen=True)
 class Entry:
-    """A slider or a hinge as the page shows it.
+    """A slider, a hinge or an edit as the page shows it.
 
     Args:
         key: its name here, different from all others'; ``dial.name`` is the same.
         dial: what it does, in float32.
         ends: words for the dial's negative and positive side.
-        span: the range that was measured, or that it was trained for.
-        measured: what was measured, in words; empty where nothing is known.
+        span: the range that was measured, or that it was made for: of an edit from 0, nothing, to 1, all of it.
+        measured: what was measured, or what an edit says of itself, in words; empty where nothing is known.
     """
 
     key: str
-    dial: Slider | Hinge
+    dial: NamedDial
     ends: tuple[str, str]
     span: tuple[float, float]
     measured: str
 
     @property
-    def sides(self) -> tuple[Slider, ...]:
-        """The slider, or both of a hinge."""
+    def sides(self) -> tuple[Slider | Partial, ...]:
+        """The slider or edit, or both sliders of a hinge."""
         return (self.dial.left, self.dial.right) if isinstance(self.dial, Hinge) else (self.dial,)
 
     @property
     def text(self) -> bool:
         """Whether it is for a language model."""
-        return any(module.startswith("lm.") for side in self.sides for module in side.update)
+        return of_language(self.dial)
+
+    def strip(self, reach: float) -> tuple[float, float]:
+        """Where a strip over it goes: as far to either side, or over its own range where that is on one side of 0."""
+        low, high = self.span
+        return (-reach, reach) if low < 0 < high else self.span
 
 
-def describe(key: str, dial: Slider | Hinge) -> Entry:
+def of_language(dial: NamedDial) -> bool:
+    """Whether a dial is for a language model."""
+    return any(module.startswith("lm.") for piece in dial.pieces() for module in piece.edit.modules)
+
+
+def describe(key: str, dial: NamedDial) -> Entry:
     """An entry of that key, from what the dial's own file says of it."""
     if isinstance(dial, Hinge):
         left, right = describe(dial.left.name, dial.left), describe(dial.right.name, dial.right)
@@ -64,8 +74,12 @@ def describe(key: str, dial: Slider | Hinge) -> Entry:
         return Entry(
             key, Hinge(key, _wide(dial.left), _wide(dial.right)), (left.ends[0], right.ends[1]), span, measured
         )
-    span, measured = _effect(dial.metadata)
-    return Entry(key, replace(_wide(dial), name=key), _ends(dial), span, measured)
+    found = _effect(dial.metadata)
+    if isinstance(dial, Partial):
+        edit = Affine({module: element.to(torch.float32) for module, element in dial.edit.items()})
+        said = clean_text(dial.metadata.get("modelspec.description", ""), 60)
+        return Entry(key, Partial(key, edit, dial.metadata), ("the model", "the edit"), *(found or ((0.0, 1.0), said)))
+    return Entry(key, replace(_wide(dial), name=key), _ends(dial), *(found or ((-2.0, 2.0), "")))
 
 
 def _wide(slider: Slider) -> Slider:
@@ -79,7 +93,7 @@ def _ends(slider: Slider) -> tuple[str, str]:
         concept = concept_of(slider)
     except SliderError:
         return "less", "more"
-    if concept.text is not None and any(module.startswith("lm.") for module in slider.update):
+    if concept.text is not None and of_language(slider):
         concept = concept.worded("text")
     low, high = (_without_target(concept, prompts) for prompts in (concept.negatives, concept.positives))
     return low or "less", high or "more"
@@ -93,25 +107,29 @@ def _without_target(concept: Concept, prompts: Sequence[str]) -> str:
     return clean_text(", ".join(dict.fromkeys(text for text in shown if text)), 60)
 
 
-def _effect(metadata: Mapping[str, str]) -> tuple[tuple[float, float], str]:
-    """The measured range, and what was measured at its ends and at 0."""
+def _effect(metadata: Mapping[str, str]) -> tuple[tuple[float, float], str] | None:
+    """The range that metadata says, and what was measured at its ends; None where they say none that is one."""
     try:
         found = json.loads(metadata["sliders.effect"])
         means = {float(dial): float(mean) for dial, mean in found["mean"].items()}
         span = (max(min(means), -_WIDEST), min(max(means), _WIDEST))
         said = ", ".join(f"{means[dial]:.2f} at {dial:+g}" for dial in (min(means), max(means)))
-        if not span[0] < 0 < span[1]:
-            raise ValueError("0 is not inside")
+        if not _is_range(*span):
+            raise ValueError("0 is not in it")
         return span, f"measured {clean_text(str(found['measure']) or 'log-odds', 40)}: {said}"
-    except (KeyError, ValueError, TypeError, AttributeError):
+    except (KeyError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         pass
     try:
         low, high = (float(end) for end in json.loads(metadata["sliders.dial_range"]))
-        if -_WIDEST <= low < 0 < high <= _WIDEST:
-            return (low, high), "not measured; the range it was trained for"
-    except (KeyError, ValueError, TypeError):
+        if _is_range(low, high) and max(-low, high) <= _WIDEST:
+            return (low, high), "not measured; the range it was made for"
+    except (KeyError, ValueError, TypeError, OverflowError, RecursionError):
         pass
-    return (-2.0, 2.0), ""
+    return None
+
+
+def _is_range(low: float, high: float) -> bool:
+    return low <= 0 <= high and low < high
 
 
 class Library:
@@ -122,7 +140,7 @@ class Library:
         kept: how many of the newest others are kept; each costs memory.
     """
 
-    def __init__(self, opening: Iterable[Slider | Hinge], kept: int = UPLOADS_KEPT) -> None:
+    def __init__(self, opening: Iterable[NamedDial], kept: int = UPLOADS_KEPT) -> None:
         self._opening = {dial.name: describe(dial.name, dial) for dial in opening}
         self._others: OrderedDict[str, Entry] = OrderedDict()
         self._kept, self._lock = kept, threading.Lock()
@@ -153,7 +171,7 @@ class Library:
             known = self._opening | self._others
         return [known[key] for key in keys if key in known]
 
-    def add(self, dial: Slider | Hinge, content: bytes = b"") -> Entry:
+    def add(self, dial: NamedDial, content: bytes = b"") -> Entry:
         """Keep a dial under its name, with a mark of its content where that tells others of the name apart."""
         key = clean_name(dial.name, 90) + (f"-{hashlib.sha256(content).hexdigest()[:6]}" if content else "")
         entry = describe(key, dial)
@@ -176,20 +194,17 @@ def _is_slider(path: Path, text: bool) -> bool:
     return (path / "adapter_config.json").is_file() if text else path.suffix == ".safetensors"
 
 
-def load_opening(paths: Sequence[Path], fits: Mapping[str, str] | None = None) -> list[Slider | Hinge]:
-    """Read sliders; of two with one name the later.
+def load_opening(paths: Sequence[Path], fits: Mapping[str, str] | None = None) -> list[NamedDial]:
+    """Read sliders, hinges and edits; of two with one name the later.
 
     Args:
         paths: files or folders.
         fits: the base that they must be made for, as metadata says it; those of another are left out and said so.
             Without it nothing is left out.
     """
-    found: dict[str, Slider | Hinge] = {}
+    found: dict[str, NamedDial] = {}
     for path in paths:
         dial = formats.load_dial(path)
-        if not isinstance(dial, Slider | Hinge):
-            say(f"left out {path}: it is an edit, and the page turns sliders and hinges")
-            continue
         wrong = {key for key, value in (fits or {}).items() if dial.metadata.get(key, value) != value}
         if wrong:
             say(f"left out {path}: it was made for another base")

@@ -11,9 +11,11 @@ from PIL import Image
 from torch import Tensor, stack
 
 from demo.comparison import Comparison
+from sliders.evaluation.laws_report import Section
 from sliders.evaluation.plots import dial_label, to_uint8
 
 FRAME_MILLISECONDS = 220
+_BROAD = 5
 
 
 def data_uri(image: Image.Image, kind: str = "PNG", **options: object) -> str:
@@ -61,8 +63,17 @@ def table(pictures: Tensor, across: Sequence[str], down: Sequence[str], corner: 
 
 
 def _breakable(label: str) -> str:
-    """A label whose lines may break within the names of layers."""
-    return html.escape(label).replace(".", ".<wbr>").replace("_", "_<wbr>")
+    """A label whose lines may break between the words of a name, such as a layer's."""
+    return f"<span>{html.escape(label).replace('.', '.<wbr>').replace('_', '_<wbr>')}</span>"
+
+
+def cards(sections: Sequence[Section]) -> str:
+    """Studies side by side; one with a broad table has the whole width."""
+    made = (
+        f'<section class="study{" broad" * (len(section.headings) > _BROAD)}">{section.html()}</section>'
+        for section in sections
+    )
+    return f'<div class="studies">{"".join(made)}</div>'
 
 
 def comparison(found: Comparison, key: str) -> str:
@@ -87,9 +98,7 @@ def comparison(found: Comparison, key: str) -> str:
         ),
         "</div>",
         table(found.frames[:, None], labels, [key], "", f"{key} at"),
-        '<div class="studies">',
-        *(f'<section class="study">{section.html()}</section>' for section in found.sections()),
-        "</div>",
+        cards(found.sections()),
         '<section class="study"><h2>Without each part, and with it alone</h2>'
         "<p>What the bars measure, as pictures: above, the slider without this part of the network; below, "
         "on this part alone.</p>",

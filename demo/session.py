@@ -17,26 +17,24 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from demo import downloads, studies, uploads
+from demo import downloads, pictures, studies, uploads
 from demo.comparison import Comparison, compare
-from demo.library import Entry, Library
+from demo.library import Entry, Library, of_language
 from demo.painting import Positions, Report, paint, quiet
 from demo.requests import FARTHEST, MOST_CHOSEN, Axis, Canvas, Drawn, Speech
 from demo.safety import MEGABYTE, Shelf, check_upload, clean_text, whole, within
-from demo.studies import explain
 from demo.turns import Superseded, Turn, Turns
-from sliders.algebra.slider import Hinge, Slider
+from sliders.algebra.slider import Hinge, NamedDial, Partial, Slider
 from sliders.attach import attach
 from sliders.backbones.base import AbstractBackbone, DiffusionBackbone
 from sliders.backbones.causal_lm import CausalLMBackbone
 from sliders.concept import BETWEEN
 from sliders.errors import SliderError
 from sliders.evaluation.judge import AttributeJudge
-from sliders.evaluation.laws_report import Section
 from sliders.evaluation.sampling import scenes
 from sliders.evaluation.stages import picture_stage, text_stage
 from sliders.evaluation.text import Speaking
-from sliders.formats.metadata import check_one_base, concept_of
+from sliders.formats.metadata import concept_of
 
 _BASES_KEPT = 64
 
@@ -48,7 +46,7 @@ class Session:
     Args:
         backbone: the model of pictures, loaded.
         language: the language model, which is loaded when it is first asked.
-        images, texts: sliders that every user begins with.
+        images, texts: sliders and edits that every user begins with.
         shelf: where files for users are written.
         judge: file of the attribute judge, for dose and response; None for none.
         most_bytes: of an uploaded file.
@@ -113,13 +111,13 @@ class Session:
         ]
         _, dials = self._dials(self.images, {**positions, **{axis.key: 1.0 for axis in (across, down) if axis}})
         with self.painting.take(user) as turn, turn.alone():
-            pictures = paint(
+            painted = paint(
                 self.backbone, dials, [canvas.row(row) for row in rows], canvas.sampling(), _checked(turn, report)
             )
-        return pictures.unflatten(0, (int(across.count), -1))
+        return painted.unflatten(0, (int(across.count), -1))
 
     def compare(self, user: str, canvas: Canvas, key: str, position: float, report: Report = quiet) -> Comparison:
-        """One slider looked at closely; see `demo.comparison`."""
+        """One slider or edit looked at closely; see `demo.comparison`."""
         within(position, f"the dial of {clean_text(key)}", -FARTHEST, FARTHEST)
         if not position:
             raise SliderError("at 0 the slider does nothing; choose a position away from 0")
@@ -195,33 +193,41 @@ class Session:
         """Which of the two an entry of this key is in."""
         return self.texts if self.texts.entries([key]) else self.images
 
+    def _turns(self, library: Library) -> Turns:
+        """The requests to the model of a library."""
+        return self.speaking if library is self.texts else self.painting
+
     def make_hinge(self, left: str, right: str) -> Entry:
         """A dial that is one slider below 0 and another above."""
         library = self.library(left)
-        sides = [library[key].dial for key in (left, right)]
-        if not all(isinstance(side, Slider) for side in sides):
-            raise SliderError("a hinge is made of two sliders, and one of these is a hinge already")
         if left == right:
             raise SliderError(f"both sides are {left}; choose another one for one of them")
-        one, two = (side for side in sides if isinstance(side, Slider))
+        one, two = (self._side(library[key]) for key in (left, right))
         return library.add(Hinge(f"{left}|{right}", one, two))
 
+    def _side(self, entry: Entry) -> Slider:
+        """What can be a side of a hinge."""
+        if isinstance(entry.dial, Slider):
+            return entry.dial
+        what = "a hinge already" if isinstance(entry.dial, Hinge) else "an edit, which a hinge's file does not hold"
+        raise SliderError(f"a hinge is made of two sliders, and {entry.key} is {what}")
+
     def upload(self, file: Path) -> Entry:
-        """Take in a slider's file.
+        """Take in the file of a slider or an edit.
 
         Raises:
             SliderError: it is none, or not for a model of this page; in words for the one who uploaded it.
         """
         check_upload(file, self.most_bytes)
-        slider, text = uploads.read(file)
-        model: AbstractBackbone = self.load_language() if text else self.backbone
-        turns, library = (self.speaking, self.texts) if text else (self.painting, self.images)
-        with turns.lock:
-            uploads.check(slider, model)
-        return library.add(slider, file.read_bytes())
+        dial = uploads.read(file)
+        library = self.texts if of_language(dial) else self.images
+        model = self._model(library)
+        with self._turns(library).lock:
+            uploads.check(dial, model)
+        return library.add(dial, file.read_bytes())
 
     def download(self, key: str) -> Path:
-        """A slider's file; of a hinge and of a language model's slider a zip of its folder."""
+        """A slider's or an edit's file; of a hinge and of a language model's slider a zip of its folder."""
         library = self.library(key)
         return self._file(library[key].dial, key, library is self.texts)
 
@@ -229,7 +235,7 @@ class Session:
         """All dials as they stand, as one slider's file whose weight 1 is what is seen with start step 0.
 
         Raises:
-            SliderError: all stand at 0, or they are of two models.
+            SliderError: all stand at 0, they are of two models, or an edit among them changes biases.
         """
         libraries = {id(library): library for library in map(self.library, positions)}
         if len(libraries) > 1:
@@ -238,54 +244,72 @@ class Session:
         turned, dials = self._dials(library, positions)
         if not turned:
             raise SliderError("all dials stand at 0, so that there is nothing to download; turn one")
-        check_one_base(dials)
-        made = downloads.composed(dials, turned)
+        model = self._model(library)
+        with self._turns(library).lock:  # where nothing is baked into the weights
+            made = downloads.composed(model, dials, turned)
         return self._file(made, made.name, library is self.texts)
 
-    def _file(self, dial: Slider | Hinge, name: str, text: bool) -> Path:
+    def _file(self, dial: NamedDial, name: str, text: bool) -> Path:
         return downloads.write(dial, self.shelf.place(name), self.load_language() if text else None)
 
     # Algebra
 
     def relations(self, keys: Sequence[str]) -> str:
-        """What sliders share, from their factors alone, as HTML."""
-        with self._plotting:
-            return _html(studies.from_factors(self._chosen(keys)))
+        """What sliders share, from their factors alone, and edits, from what they do to the weights, as HTML."""
+        entries = self._chosen(keys)
+        library = self.library(entries[0].key)
+        edits = any(isinstance(entry.dial, Partial) for entry in entries)
+        model = self._model(library) if edits else self.backbone  # the language model is read where it is needed
+        with self._turns(library).lock, self._plotting:
+            return pictures.cards(studies.from_factors(model, entries))
 
     def measure(self, user: str, canvas: Canvas, keys: Sequence[str], count: int, report: Report = quiet) -> str:
         """What sliders do together and alone, measured at states of ``count`` scenes of the canvas, as HTML."""
         entries, count = self._chosen(keys), whole(count, "the number of scenes", 1, 8)
         wanted = scenes([canvas.prompt], count, canvas.seed)
-        text = entries[0].text
-        model = self.load_language() if text else self.backbone
-        with (self.speaking if text else self.painting).take(user) as turn, turn.alone(), self._plotting:
+        library = self.library(entries[0].key)
+        model = self._model(library)
+        with self._turns(library).take(user) as turn, turn.alone(), self._plotting:
             told = _checked(turn, report)
             if isinstance(model, CausalLMBackbone):
                 stage = text_stage(model, "", [canvas.prompt] * count, Speaking(first_seed=canvas.seed))
             else:
                 stage = picture_stage(model, wanted, canvas.sampling())
             sections = studies.measured(stage, entries, told)
-            if len(entries) > 1 and not text:
+            if len(entries) > 1 and library is self.images:
                 sections.append(studies.order_in_time(self.backbone, entries, wanted, canvas.sampling(), told))
-            return _html(sections)
+            return pictures.cards(sections)
 
     def dose(self, user: str, canvas: Canvas, keys: Sequence[str], count: int, report: Report = quiet) -> str:
-        """What the judge says of each dial's range on ``count`` held-out scenes, as HTML."""
+        """What the judge says of each dial's range on ``count`` scenes, held-out ones where it says which, as HTML."""
         entries, count = self._chosen(keys), whole(count, "the number of scenes", 1, 16)
         if self.judge is None:
             raise SliderError("this page has no judge, and without one nobody reads the pictures")
-        judge = AttributeJudge.load(self.judge)
+        judge, spare = AttributeJudge.load(self.judge), scenes([canvas.prompt], count, canvas.seed)
         with self.painting.take(user) as turn, turn.alone(), self._plotting:
             told = _checked(turn, report)
-            made = [studies.dose(self.backbone, entry, judge, count, canvas.sampling(), told) for entry in entries]
-            return _html(made)
+            made = [studies.dose(self.backbone, entry, judge, spare, canvas.sampling(), told) for entry in entries]
+            return pictures.cards(made)
 
-    def explain(self, key: str) -> str:
-        """What an update is and what it is most like, as HTML."""
+    def explain(self, user: str, key: str, report: Report = quiet) -> str:
+        """What an update is, where it lies, what it is most like, and what it reads and writes, as HTML.
+
+        Raises:
+            Superseded: the user has asked for something else meanwhile.
+        """
         library = self.library(key)
-        model = self.load_language() if library is self.texts else self.backbone
-        with self._plotting:
-            return _html(explain(model, library[key], library.entries(library.opening)))
+        entry, model = library[key], self._model(library)
+        known = [other for other in library.entries(library.opening) if other.key != key]
+        with (
+            self._turns(library).take(user) as turn,
+            turn.alone(),
+            self._plotting,
+        ):  # the update is baked in for a while
+            return pictures.cards(studies.explain(model, entry, known, _checked(turn, report)))
+
+    def _model(self, library: Library) -> AbstractBackbone:
+        """The model of a library, read."""
+        return self.load_language() if library is self.texts else self.backbone
 
     def _chosen(self, keys: Sequence[str]) -> list[Entry]:
         """Entries of one model.
@@ -300,7 +324,7 @@ class Session:
             raise SliderError("sliders of pictures and of language change different models; choose those of one")
         return entries
 
-    def _dials(self, library: Library, positions: Positions) -> tuple[dict[str, float], list[Slider | Hinge]]:
+    def _dials(self, library: Library, positions: Positions) -> tuple[dict[str, float], list[NamedDial]]:
         """The dials that are turned, and where to."""
         turned = {key: within(p, f"the dial of {clean_text(key)}", -FARTHEST, FARTHEST) for key, p in positions.items()}
         turned = {key: position for key, position in turned.items() if position}
@@ -317,8 +341,3 @@ def _checked(turn: Turn, report: Report) -> Report:
         report(done, total, what)
 
     return told
-
-
-def _html(sections: Sequence[Section]) -> str:
-    made = "".join(f'<section class="study">{section.html()}</section>' for section in sections)
-    return f'<div class="studies">{made}</div>'

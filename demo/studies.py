@@ -1,51 +1,58 @@
-"""What the Algebra tab shows of sliders: what they share, what they do to each other, how straight they are."""
+"""What the Algebra tab shows of sliders and edits: what they share and do to each other, their dials, what they are."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 
 import torch
-from matplotlib.figure import Figure
-from torch import Tensor
+from torch import Tensor, nn
 
+from demo.edits import added, gap_of_orders, translation
 from demo.library import Entry
 from demo.painting import Report, Row, paint
-from sliders.algebra.laws import commutes
-from sliders.algebra.pairs import Pairs, pairwise
-from sliders.algebra.slider import Slider
-from sliders.attach import attach
+from sliders.algebra.pairs import pairwise
+from sliders.algebra.slider import Partial, Slider
+from sliders.attach import attach, layer_weights
 from sliders.backbones.base import AbstractBackbone, DiffusionBackbone
-from sliders.concept import Measure
+from sliders.concept import Concept, Measure
 from sliders.errors import SliderError
 from sliders.evaluation.dose import dose_response
+from sliders.evaluation.explain import refusal
+from sliders.evaluation.explain_study import Effort, changes_of, study
 from sliders.evaluation.judge import AttributeJudge
 from sliders.evaluation.laws import REACH, STEP, STRAIGHT, Measured, interactions, matrix, path
 from sliders.evaluation.laws_report import Section, heatmap, paths_figure
-from sliders.evaluation.plots import dial_label, dose_response_figure, plt
+from sliders.evaluation.plots import dial_label, dose_response_figure
 from sliders.evaluation.report import heldout_prompts
 from sliders.evaluation.sampling import Sampling, Scene, scenes
 from sliders.evaluation.stages import Behaviour, Stage
 from sliders.formats.metadata import concept_of
 
-_NEAREST = 5
+_EFFORT = Effort(words=40, prompts=64, spectra=24)
+"""About what a person waits for."""
 
 
-def updates(entries: Sequence[Entry]) -> list[Slider]:
-    """What each is at dial 1, as sliders."""
-    return [Slider(entry.key, entry.dial.at(1.0)) for entry in entries]
+def from_factors(model: nn.Module, entries: Sequence[Entry]) -> list[Section]:
+    """Overlap, predicted interference and order gap: exact, without running the model.
 
-
-def from_factors(entries: Sequence[Entry]) -> list[Section]:
-    """Overlap, predicted interference and order gap: exact, without running the model."""
+    Args:
+        model: whose weights say what an edit adds to them; of sliders alone they are not looked at.
+        entries: two or more.
+    """
     if len(entries) < 2:
         raise SliderError("choose two sliders or more; these pictures compare pairs")
-    pairs, names = pairwise(updates(entries)), [entry.key for entry in entries]
+    pairs = pairwise([Slider(entry.key, translation(added(model, entry.dial))) for entry in entries])
+    names = [entry.key for entry in entries]
     gaps = torch.zeros(len(names), len(names), dtype=torch.float64)
     for (i, a), (j, b) in itertools.combinations(enumerate(entries), 2):
-        gaps[i, j] = gaps[j, i] = commutes(a.dial.at(1.0), b.dial.at(1.0)).value
+        gaps[i, j] = gaps[j, i] = gap_of_orders(model, a.dial.at(1.0), b.dial.at(1.0))
+    edits = any(isinstance(entry.dial, Partial) for entry in entries)
     return [
         Section(
             "Overlap",
-            "The cosine of two updates as weights: 0: unrelated, 1: one and the same, below 0: they cancel.",
+            "The cosine of two updates as weights: 0: unrelated, 1: one and the same, below 0: they cancel."
+            + (" Of an edit it is the update that it makes of this model's weights." if edits else ""),
             figure=heatmap(pairs.cosine, names, "cosine", signed=True),
         ),
         Section(
@@ -57,7 +64,8 @@ def from_factors(entries: Sequence[Entry]) -> list[Section]:
         Section(
             "Order gap of the weights",
             "By how much it matters which edit comes first, relative to the smaller one. Sliders add to the weights, "
-            "and sums do not depend on the order: it is exactly 0 for them.",
+            "and sums do not depend on the order: it is exactly 0 for them."
+            + (" Edits multiply weights: it is that of both orders, one after the other." if edits else ""),
             figure=heatmap(gaps, names, "order gap"),
         ),
     ]
@@ -133,19 +141,31 @@ def order_in_time(
 
 
 def dose(
-    backbone: DiffusionBackbone, entry: Entry, judge: AttributeJudge, count: int, how: Sampling, report: Report
+    backbone: DiffusionBackbone,
+    entry: Entry,
+    judge: AttributeJudge,
+    spare: Sequence[Scene],
+    how: Sampling,
+    report: Report,
 ) -> Section:
-    """What a judge says of pictures over the dial, on held-out scenes of the slider's own concept."""
-    measure, wanted = _measured_by(entry, count)
+    """What a judge says of pictures over the dial, on held-out scenes of the slider's own concept.
+
+    What does not say what it is about, as edits and uploads do not, is painted on the ``spare`` scenes; what is shown
+    is then what the judge saw change most on these very pictures.
+    """
+    concept = _judged(entry)
+    measure = concept.measure if concept else None
+    wanted = scenes(heldout_prompts(concept), len(spare)) if concept else spare
     low, high = entry.span
     dials = sorted({low, low / 2, 0.0, high / 2, high})
     rows = [Row(scene, {entry.key: dial}) for dial in dials for scene in wanted]
     pictures = paint(backbone, [entry.dial], rows, how, report).unflatten(0, (len(dials), len(wanted)))
-    found = dose_response(judge, measure, pictures, dials)
+    found = dose_response(judge, measure or _most_moved(judge, pictures, dials.index(0.0)), pictures, dials)
+    chosen = "" if measure else f" {entry.key} does not say what it is about; this is what changed most of all."
     return Section(
         f"Dose and response: {entry.key}",
         f"Left: the judge's mean probability of {found.attribute} = {found.value} on {len(wanted)} scenes at each "
-        "dial. Right: the largest change of any other attribute.",
+        f"dial. Right: the largest change of any other attribute.{chosen}",
         ("dial", f"{found.attribute} = {found.value}", "worst drift", "of"),
         [
             [dial_label(s), f"{mean:.2f} ± {error:.2f}", f"{drift.change:.3f}", f"{drift.attribute} {drift.value}"]
@@ -155,98 +175,37 @@ def dose(
     )
 
 
-def _measured_by(entry: Entry, count: int) -> tuple[Measure, list[Scene]]:
-    """What the slider's concept is measured by, and scenes that leave it open.
-
-    Raises:
-        SliderError: the slider does not say.
-    """
+def _judged(entry: Entry) -> Concept | None:
+    """Its concept, if it has one that says what a judge should look at."""
     known = entry.sides[-1]
     concept = concept_of(known) if "sliders.concept" in known.metadata else None
-    if concept is None or concept.measure is None or not concept.measure.value:
-        raise SliderError(f"{entry.key} does not say what a judge should look at, so that there is no dose to measure")
-    return concept.measure, scenes(heldout_prompts(concept), count)
+    return concept if concept and concept.measure and concept.measure.value else None
 
 
-def explain(backbone: AbstractBackbone, entry: Entry, known: Sequence[Entry]) -> list[Section]:
-    """What an update is, from its factors: rank, size, where in the network it lies, and what it is most like.
+def _most_moved(judge: AttributeJudge, pictures: Tensor, zero: int) -> Measure:
+    """The attribute's value whose mean probability over pictures ``[dials, n, 3, h, w]`` goes farthest from dial 0."""
+    farthest: dict[tuple[str, str], float] = {}
+    for name, read in judge.probabilities(pictures.flatten(0, 1)).items():
+        means = read.unflatten(0, pictures.shape[:2]).mean(1)
+        for value, change in zip(judge.values[name], (means - means[zero]).abs().amax(0).tolist(), strict=True):
+            farthest[name, value] = change
+    attribute, value = max(farthest, key=lambda key: farthest[key])
+    return Measure(attribute, Path(), value)  # its scenes have been painted
+
+
+def explain(backbone: AbstractBackbone, entry: Entry, known: Sequence[Entry], report: Report) -> list[Section]:
+    """What an update is, where it lies, what it is most like, and what it reads and writes, as `sliders explain` says.
 
     Args:
-        backbone: the model that it changes.
+        backbone: the model that it changes, with nothing attached; it is run, and as it was afterwards.
         entry: whose update at dial 1 is looked at.
         known: what it is compared with.
+        report: is told each part.
     """
-    update = entry.dial.at(1.0)
-    spectra = {module: part.svd()[1] for module, part in update.items()}
-    ranks = {module: _rank(values) for module, values in spectra.items()}
-    norms = {module: float(values.norm()) for module, values in spectra.items()}
-    weights = {m: float(backbone.get_submodule(m).get_parameter("weight").norm()) for m in update}
-    whole = sum(norm**2 for norm in norms.values()) ** 0.5
-    relative = whole / max(sum(weight**2 for weight in weights.values()) ** 0.5, 1e-12)
-    strongest = sorted(norms, key=lambda module: norms[module] / max(weights[module], 1e-12), reverse=True)
-    sections = [
-        Section(
-            f"What is {entry.key}?",
-            f"A sum of B A on {len(norms)} layers, of rank {min(ranks.values())} to {max(ranks.values())}; it is "
-            f"{relative:.2%} of the weights that it changes. These layers are changed most, relative to their weights:",
-            ("layer", "rank", "norm", "of the layer's weight"),
-            [[m, str(ranks[m]), f"{norms[m]:.3g}", f"{norms[m] / max(weights[m], 1e-12):.2%}"] for m in strongest[:8]],
-        ),
-        Section(
-            "Where in the network it lies",
-            "The norm of the update in each part of the network, layers of one part together.",
-            figure=_layer_map(norms),
-        ),
-    ]
-    others = [other for other in known if other.key != entry.key]
-    if others:
-        sections.append(_nearest(entry, others))
-    return sections
-
-
-def _rank(values: Tensor) -> int:
-    """How many singular values are more than rounding."""
-    return int((values > values[:1] * 1e-4).sum())
-
-
-def part_of(module: str) -> str:
-    """The part of the network that a layer belongs to: a block, and what kind of layers of it."""
-    _, *inside = module.split(".")
-    return ".".join(inside[: 2 if inside[0].startswith("mid") else 3]) or module
-
-
-def _layer_map(norms: Mapping[str, float]) -> Figure:
-    parts: dict[str, float] = {}
-    for module, norm in norms.items():
-        parts[part_of(module)] = (parts.get(part_of(module), 0.0) ** 2 + norm**2) ** 0.5
-    return bars("norm of the update", list(parts), {"": list(parts.values())})
-
-
-def bars(label: str, names: Sequence[str], series: Mapping[str, Sequence[float]]) -> Figure:
-    """Horizontal bars, one or two to a name."""
-    height = 0.8 / len(series)
-    figure, axis = plt.subplots(figsize=(7.5, 1.2 + 0.32 * len(names) * (1 if len(series) == 1 else 1.4)),
-                                layout="constrained")  # fmt: skip
-    for k, (name, values) in enumerate(series.items()):
-        places = [-(row + (k - (len(series) - 1) / 2) * height) for row in range(len(names))]
-        axis.barh(places, values, height * 0.92, color=("#4f46e5", "#f59e0b")[k], label=name)
-    axis.set_yticks([-row for row in range(len(names))], names)
-    axis.set_xlabel(label)
-    axis.spines[["top", "right"]].set_visible(False)
-    if len(series) > 1:
-        axis.legend(frameon=False)
-    return figure
-
-
-def _nearest(entry: Entry, others: Sequence[Entry]) -> Section:
-    """The sliders that it has most in common with."""
-    pairs: Pairs = pairwise(updates([entry, *others]))
-    shared = {other.key: k for k, other in enumerate(others, 1)}
-    order = sorted(shared, key=lambda key: abs(float(pairs.cosine[0, shared[key]])), reverse=True)[:_NEAREST]
-    return Section(
-        "The sliders that it is most like",
-        "The cosine is of whole updates; the other two say how much of the directions that they write and read is one.",
-        ("slider", "cosine", "writes alike", "reads alike"),
-        [[key, *(f"{float(table[0, shared[key]]):+.3f}" for table in (pairs.cosine, pairs.columns, pairs.rows))]
-         for key in order],
-    )  # fmt: skip
+    changes = changes_of(entry.dial, partial(layer_weights, backbone))
+    library = [Slider(other.key, translation(added(backbone, other.dial))) for other in known]
+    note, asked = f"{len(changes)} layers, on the weights of this page's model.", backbone
+    if why := refusal(backbone):
+        note, asked = f"{note} The model was not run: {why}.", None
+    made = study(f"What {entry.key} changes", note, changes, library, asked, _EFFORT, told=report)
+    return [Section(made.title, made.note), *made.sections]

@@ -1,4 +1,4 @@
-"""Sliders that strangers send: one safetensors file, of which only numbers and a few known words are believed."""
+"""Sliders and edits that strangers send: one safetensors file, of which only numbers and a few words are believed."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from demo.safety import clean_name, clean_text
 from sliders import formats
-from sliders.algebra.slider import Slider
+from sliders.algebra.slider import Hinge, Partial, Piecewise, Slider
 from sliders.attach import attach
 from sliders.backbones.base import AbstractBackbone
 from sliders.concept import Concept
@@ -20,12 +20,13 @@ from sliders.formats import peft
 
 _BELIEVED = (
     "sliders.effect", "sliders.dial_range", "sliders.base_model", "sliders.base_fingerprint", "sliders.eta",
+    "sliders.modality", "modelspec.description",
 )  # fmt: skip
 _LANGUAGE = "base_model.model."
 
 
-def read(file: Path) -> tuple[Slider, bool]:
-    """The slider in an uploaded file, and whether it is for a language model.
+def read(file: Path) -> Slider | Partial:
+    """The slider or the edit in an uploaded file.
 
     Raises:
         SliderError: in words for the one who uploaded it, without this machine's paths.
@@ -39,15 +40,22 @@ def read(file: Path) -> tuple[Slider, bool]:
         raise SliderError(
             f"{name} cannot be read: it is cut off, damaged, or something else with the ending .safetensors"
         ) from None
-    text = any(key.startswith(_LANGUAGE) for key in keys)
+    adapter = any(key.startswith(_LANGUAGE) for key in keys)
     try:
-        slider = _read_adapter(file, metadata, ranks) if text else formats.load(file)
+        dial = _read_adapter(file, metadata, ranks) if adapter else formats.load_dial(file)
     except SliderError as error:
         raise SliderError(str(error).replace(str(file), name)) from None
-    if not all(factor.isfinite().all() for update in slider.update.values() for factor in (update.A, update.B)):
+    assert not isinstance(dial, Hinge)  # which is a folder
+    if not _is_finite(dial):
         raise SliderError(f"{name} holds numbers that are infinite or no numbers; a picture of it would be empty")
-    called = clean_name(slider.name if slider.metadata.get("sliders.name") else file.stem)
-    return replace(slider, name=called, metadata=_believed(metadata)), text
+    called = clean_name(dial.name if dial.metadata.get("sliders.name") else file.stem)
+    return replace(dial, name=called, metadata=_believed(metadata))
+
+
+def _is_finite(dial: Piecewise) -> bool:
+    elements = [element for piece in dial.pieces() for element in piece.edit.elements().values()]
+    parts = [part for element in elements for part in (element.left, element.right, element.shift)]
+    return all(bool(factor.isfinite().all()) for part in parts for factor in (part.A, part.B))
 
 
 def _read_adapter(file: Path, metadata: Mapping[str, str], ranks: Mapping[str, int]) -> Slider:
@@ -80,18 +88,18 @@ def _believed(metadata: Mapping[str, str]) -> dict[str, str]:
     return kept
 
 
-def check(slider: Slider, backbone: AbstractBackbone) -> None:
-    """Refuse a slider that was made for another model, or whose layers this one does not have.
+def check(dial: Slider | Partial, backbone: AbstractBackbone) -> None:
+    """Refuse a slider or an edit that was made for another model, or whose layers this one does not have.
 
     Raises:
         SliderError: in words for the one who uploaded it.
     """
-    wanted = slider.metadata.get("sliders.base_fingerprint")
+    wanted = dial.metadata.get("sliders.base_fingerprint")
     if wanted is not None and wanted != backbone.fingerprint():
-        base = clean_text(slider.metadata.get("sliders.base_model", "another model"))
-        raise SliderError(f"{slider.name} was made for another model ({base}); it would mean nothing to this one")
+        base = clean_text(dial.metadata.get("sliders.base_model", "another model"))
+        raise SliderError(f"{dial.name} was made for another model ({base}); it would mean nothing to this one")
     try:
-        with attach(backbone, [slider]):
+        with attach(backbone, [dial]):
             pass
     except SliderError as error:
-        raise SliderError(f"{slider.name} does not fit this page's model: {error}") from None
+        raise SliderError(f"{dial.name} does not fit this page's model: {error}") from None

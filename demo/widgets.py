@@ -90,7 +90,7 @@ class Board:
         keys = gr.State([entry.key for entry in shown])
         with gr.Column(elem_classes="dials"):
             dials = [
-                gr.Slider(**_looks(entry), value=0, step=0.05, visible=entry is not None, elem_classes="dial")
+                gr.Slider(**_looks(entry), value=0, step=0.05, visible=entry is not None)
                 for entry in [*shown, *[None] * (MOST_CHOSEN - len(shown))]
             ]
         return cls(keys, dials)
@@ -117,15 +117,17 @@ class Board:
 
 
 def _looks(entry: Entry | None) -> dict[str, Any]:
-    """A dial's name, the words at its ends, and its range."""
+    """A dial's name, the words at its ends, its range, and where it is filled from."""
     if entry is None:
-        return {"minimum": -2.0, "maximum": 2.0, "label": "", "info": ""}
+        return {"minimum": -2.0, "maximum": 2.0, "label": "", "info": "", "elem_classes": ["dial"]}
     low, high = entry.ends
+    left, right = ("−" if entry.span[0] else "0"), ("+" if entry.span[1] else "0")
     return {
         "minimum": entry.span[0],
         "maximum": entry.span[1],
         "label": entry.key,
-        "info": f"− {low}  ⟷  {high} +" + (f"   ({entry.measured})" if entry.measured else ""),
+        "info": f"{left} {low}  ⟷  {high} {right}" + (f"   ({entry.measured})" if entry.measured else ""),
+        "elem_classes": ["dial"] if entry.span[0] else ["dial", "from-0"],
     }
 
 

@@ -123,9 +123,17 @@ def _piecewise(dial: Dial) -> Piecewise:
     return dial
 
 
-def _updates(model: nn.Module, dial: str, edit: Factored) -> Iterator[tuple[str, LowRank]]:
-    """What an edit adds to each of its layers as they are now; with the bias as one more column where it changes."""
-    owner = f"slider {dial!r}"
+def displacements(model: nn.Module, owner: str, edit: Factored) -> Iterator[tuple[str, LowRank]]:
+    """What an edit adds to each of its layers as they are now; with the bias as one more column where it changes.
+
+    Args:
+        model: any module.
+        owner: what to call the edit in messages.
+        edit: in the monoid.
+
+    Raises:
+        SliderError: it does not fit the model's layers.
+    """
     for module, element in edit.elements().items():
         layer = _editable(model, module, owner, element.shape)
         if isinstance(edit, Translation):
@@ -161,7 +169,7 @@ def attach(
     turned = Dials({dial.name: dial.pieces() for dial in shown}, next((p.device for p in model.parameters()), None))
     parts: dict[str, list[tuple[int, LowRank]]] = {}
     for index, (name, piece) in enumerate((dial.name, piece) for dial in shown for piece in dial.pieces()):
-        for module, update in _updates(model, name, piece.edit):
+        for module, update in displacements(model, f"slider {name!r}", piece.edit):
             parts.setdefault(module, []).append((index, update))
     with ExitStack() as stack:
         for module, updates in parts.items():

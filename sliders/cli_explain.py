@@ -1,34 +1,20 @@
 """`sliders explain`: what did this update change?"""
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from torch import Tensor
-
 from sliders import formats
-from sliders.algebra.change import Change, effect, of_factors
-from sliders.algebra.edit import Translation
-from sliders.algebra.explain import Verdict, as_update, judge
-from sliders.algebra.nearest import nearest
-from sliders.algebra.slider import Hinge, NamedDial, Slider
+from sliders.algebra.slider import NamedDial, Slider
 from sliders.backbones.base import AbstractBackbone
 from sliders.backbones.causal_lm import CausalLMBackbone
 from sliders.backbones.sdxl import SDXLBackbone
 from sliders.backbones.unet import UNetBackbone
-from sliders.concept import read_prompts
 from sliders.console import say
-from sliders.editors.covariance import second_moments
 from sliders.errors import SliderError
-from sliders.evaluation.explain import reads, texts_for
-from sliders.evaluation.explain_report import report
+from sliders.evaluation.explain_study import Effort, changes_of, study
 from sliders.fetch import FETCHED, fetch
 from sliders.formats import peft
 from sliders.formats.checkpoint import Checkpoint, differences, is_checkpoint
 from sliders.formats.metadata import check_base
-
-_NEUTRAL = Path("data/text/neutral.txt")
-_READ = 8
-"""Of so many layers, those with the largest updates, the covariance of what they read is measured."""
 
 
 def explain(
@@ -63,20 +49,16 @@ def explain(
     else:
         dial, others = formats.load_dial(update), {}
         before = _base_of(update, dial, base)
-        changes = _changes(dial, before)
+        changes = changes_of(dial, before.layer if before else None)
     known = [_library(path) for path in library or []]
     backbone = _backbone(before) if run and before else None
     if backbone is not None:
         backbone.load()
         if dial is not None and not any_base:
             check_base(dial, backbone.fingerprint(), str(before.folder if before else ""))
-    verdict = _judge(changes, backbone)
-    effects = [effect(change) for change in changes if change.weight is not None]
-    near = nearest(as_update(changes), known) if known and changes else None
-    rankings = reads(backbone, changes, *texts_for(backbone, words)) if backbone is not None else []
     where = f"compared with {before.folder}" if before else "whose base is not known"
     title, note = f"What {update.name} changed", f"{len(changes)} layers of {update}, {where}."
-    made = report(title, note, changes, verdict, effects, near, rankings, others)
+    made = study(title, note, changes, known, backbone, Effort(words), others)
     made.write(out)
     say(*[section.table() for section in made.sections if section.rows], f"report  {out / 'explain.html'}")
 
@@ -98,24 +80,6 @@ def _base_of(update: Path, dial: NamedDial, base: Path | None) -> Checkpoint | N
     return _checkpoint(Path(named)) if there else None
 
 
-def _changes(dial: NamedDial, before: Checkpoint | None) -> list[Change]:
-    """What a dial does at 1, to each layer."""
-    if isinstance(dial, Hinge):
-        raise SliderError(f"{dial.name} is a hinge of two updates; explain its sides, the sliders in its folder")
-    edit = dial.update if isinstance(dial, Slider) else dial.edit
-    changes: list[Change] = []
-    for module, element in edit.elements().items():
-        if before is None:
-            if not isinstance(edit, Translation):
-                raise SliderError(f"{dial.name} depends on the weights that it edits; give its base with --base")
-            changes.append(of_factors(module, edit[module]))
-            continue
-        weight, bias = before.layer(module)
-        moved = edit[module] if isinstance(edit, Translation) else element.displacement(weight, bias)
-        changes.append(of_factors(module, moved, weight, bias))
-    return changes
-
-
 def _library(path: Path) -> Slider:
     dial = formats.load_dial(path)
     if not isinstance(dial, Slider):
@@ -129,14 +93,3 @@ def _backbone(before: Checkpoint) -> AbstractBackbone:
         return CausalLMBackbone(str(before.folder))
     family = SDXLBackbone if any(name.startswith("text_encoder_2.") for name in before) else UNetBackbone
     return family(str(before.folder))
-
-
-def _judge(changes: Sequence[Change], backbone: AbstractBackbone | None) -> Verdict:
-    if not isinstance(backbone, CausalLMBackbone):
-        return judge(changes)
-    texts = [*texts_for(backbone, 0)[0], *read_prompts(_NEUTRAL)]
-
-    def ask(modules: Sequence[str]) -> Mapping[str, Tensor]:
-        return second_moments(backbone, modules[:_READ], texts)[0]
-
-    return judge(changes, ask)

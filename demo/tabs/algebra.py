@@ -1,4 +1,4 @@
-"""What sliders share, what they do to each other, and what an update is."""
+"""What sliders and edits share, what they do to each other, and what an update is."""
 
 from typing import Any
 
@@ -7,6 +7,7 @@ import gradio as gr
 from demo.session import Session
 from demo.tabs.images import Easel
 from demo.widgets import AT_ONCE, PROGRESS, Board, Values, humane, told, user_of
+from sliders.errors import SliderError
 
 _PICTURES, _LANGUAGE = "of pictures", "of language"
 
@@ -22,7 +23,7 @@ def build(session: Session, tab: gr.Tab, easel: Easel, boards: dict[str, Board])
     """
     named: dict[str, Board] = dict(zip((_PICTURES, _LANGUAGE), boards.values(), strict=True))
     opening = session.images.opening
-    kind = gr.Radio(list(named), value=_PICTURES, label="Sliders")
+    kind = gr.Radio(list(named), value=_PICTURES, label="Sliders and edits")
     chosen = gr.CheckboxGroup(opening, value=opening, label="Which", elem_id="chosen")
     with gr.Row():
         relate = gr.Button("Overlap and predictions", variant="primary", elem_id="relate")
@@ -30,7 +31,9 @@ def build(session: Session, tab: gr.Tab, easel: Easel, boards: dict[str, Board])
         dose = gr.Button("Dose and response", elem_id="dose")
         count = gr.Slider(1, 8, 3, step=1, label="Scenes to measure on", min_width=160)
     with gr.Row(elem_classes="low"):
-        what = gr.Dropdown(opening, label="Explain an update (upload yours on the Images or Text tab)", scale=3)
+        what = gr.Dropdown(
+            opening, label="Explain an update (upload yours on the Images or Text tab)", scale=3, elem_id="update"
+        )
         explain = gr.Button("Explain it", scale=1, elem_id="explain")
     shown = gr.HTML(elem_id="studies")
 
@@ -51,8 +54,10 @@ def build(session: Session, tab: gr.Tab, easel: Easel, boards: dict[str, Board])
         return session.dose(user_of(request), easel.canvas(values), values[chosen], values[count], told(progress))
 
     @humane
-    def explained(key: str | None) -> str:
-        return session.explain(key or "")
+    def explained(values: Values, request: gr.Request, progress: gr.Progress = PROGRESS) -> str:
+        if not values[what]:
+            raise SliderError("choose an update to explain")
+        return session.explain(user_of(request), values[what], told(progress))
 
     private: dict[str, Any] = {"api_visibility": "private"}
     shared: dict[str, Any] = {**private, "concurrency_id": "pictures", "concurrency_limit": AT_ONCE}
@@ -61,4 +66,4 @@ def build(session: Session, tab: gr.Tab, easel: Easel, boards: dict[str, Board])
     relate.click(relations, {chosen}, shown, **shared)
     measure.click(measured, easel.components | {chosen, count}, shown, **shared)
     dose.click(dosed, easel.components | {chosen, count}, shown, **shared)
-    explain.click(explained, what, shown, **shared)
+    explain.click(explained, {what}, shown, **shared)

@@ -1,4 +1,4 @@
-"""One slider looked at closely."""
+"""One slider or edit looked at closely."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ def build(session: Session, tab: gr.Tab, easel: Easel, board: Board) -> None:
     """Put the tab on the page; it paints what the Images tab's prompt, seed and sampling say."""
     opening = session.images.opening
     with gr.Row(elem_classes="low"):
-        key = gr.Dropdown(opening, value=opening[0] if opening else None, label="Slider", elem_id="compared")
+        key = gr.Dropdown(opening, value=opening[0] if opening else None, label="Slider or edit", elem_id="compared")
         position = gr.Slider(-2, 2, 1, step=0.25, label="Look at it at dial")
         look = gr.Button("Look closely", variant="primary", elem_id="look")
     gr.Markdown(
@@ -28,7 +28,7 @@ def build(session: Session, tab: gr.Tab, easel: Easel, board: Board) -> None:
     @humane
     def compare(values: Values, request: gr.Request, progress: gr.Progress = PROGRESS) -> str:
         if not values[key]:
-            raise SliderError("choose a slider to look at")
+            raise SliderError("choose a slider or an edit to look at")
         canvas = easel.canvas(values)
         return pictures.comparison(
             session.compare(user_of(request), canvas, values[key], values[position], told(progress)), values[key]

@@ -1,4 +1,4 @@
-"""Slider files: sent, fetched, and two of them made into one dial.  The Images and the Text tab each have this."""
+"""Files, sent and fetched, and two sliders made into one dial.  The Images and the Text tab each have this."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ def build(session: Session, board: Board, text: bool) -> None:
     with gr.Accordion("Slider files and hinges", open=False), gr.Row():
         with gr.Column():
             sent = gr.File(
-                label=f"Upload a slider of {what} (.safetensors, at most {session.most_bytes / 2**20:.0f} MB)",
+                label=f"Upload a slider or an edit of {what} (.safetensors, up to {session.most_bytes / 2**20:.0f} MB)",
                 file_types=[".safetensors"],
                 height=120,
                 elem_id=f"upload-{what}",
@@ -36,7 +36,7 @@ def build(session: Session, board: Board, text: bool) -> None:
             right = gr.Dropdown(library.opening, label="Hinge: above 0")
             join = gr.Button("Make the hinge", size="sm")
         with gr.Column():
-            one = gr.Dropdown(library.opening, label="Download one slider")
+            one = gr.Dropdown(library.opening, label="Download one of them")
             get_one = gr.Button("Download it", size="sm")
             get_all = gr.Button("Download all dials as they stand, as one file", size="sm")
             got = gr.File(label="Your file", interactive=False, height=70, elem_id=f"download-{what}")
@@ -52,7 +52,7 @@ def build(session: Session, board: Board, text: bool) -> None:
             return {said: ""}
         entry = session.upload(Path(values[sent]))
         if entry.text != text:
-            raise SliderError(f"{entry.key} is a slider of the other model; upload it on the other tab")
+            raise SliderError(f"{entry.key} is for the other model; upload it on the other tab")
         return {**added(values, entry), said: f"**{entry.key}** is a dial now."}
 
     @humane
@@ -65,7 +65,7 @@ def build(session: Session, board: Board, text: bool) -> None:
     @humane
     def download(values: Values) -> str:
         if not values[one]:
-            raise SliderError("choose a slider to download")
+            raise SliderError("choose a slider or an edit to download")
         return str(session.download(values[one]))
 
     @humane

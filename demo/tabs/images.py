@@ -67,7 +67,9 @@ def build(session: Session, prompt: str, page: gr.Blocks) -> tuple[Easel, Board]
             across = gr.Dropdown(keys, value=keys[min(1, len(keys) - 1)], label="Across", min_width=120)
             down = gr.Dropdown(keys, value=NOBODY, label="Down", min_width=120)
         with gr.Row():
-            reach = gr.Slider(0.5, 4, 2, step=0.5, label="From − to +", min_width=140)
+            reach = gr.Slider(
+                0.5, 4, 2, step=0.5, label="From − to +", min_width=140, info="Edits go over their own range"
+            )
             count = gr.Slider(3, MOST_ON_A_SIDE, 5, step=2, label="Pictures on a side", min_width=140)
         paint_grid = gr.Button("Draw it")
         gridded = gr.HTML(elem_id="grid")
@@ -84,9 +86,9 @@ def build(session: Session, prompt: str, page: gr.Blocks) -> tuple[Easel, Board]
 
     @humane
     def grid(values: Values, request: gr.Request, progress: gr.Progress = PROGRESS) -> str:
+        picked = [None if values[box] == NOBODY else values[box] for box in (across, down)]
         chosen = [
-            None if values[box] in (NOBODY, None) else Axis(values[box], -values[reach], values[reach], values[count])
-            for box in (across, down)
+            Axis(key, *session.images[key].strip(values[reach]), values[count]) if key else None for key in picked
         ]
         if chosen[0] is None:
             raise SliderError("choose the dial that the strip goes along")

@@ -216,9 +216,12 @@ def order_gap(f: Edit, g: Edit, weights: Mapping[str, Tensor], biases: Mapping[s
         weights: of every module that they change, by name.
         biases: of the modules that have one.
     """
-    start = _layers(weights, biases)
-    smaller = min(_gap(_after(start, f), start), _gap(_after(start, g), start))
-    return _gap(_after(start, g, f), _after(start, f, g)) / smaller if smaller else 0.0
+    apart, one, two = 0.0, 0.0, 0.0
+    for module, layer in _layers(weights, biases).items():  # one by one: edited copies of a whole model are large
+        start = {module: layer}
+        apart += _gap(_after(start, g, f), _after(start, f, g)) ** 2
+        one, two = one + _gap(_after(start, f), start) ** 2, two + _gap(_after(start, g), start) ** 2
+    return (apart / min(one, two)) ** 0.5 if min(one, two) else 0.0
 
 
 def inverse_residue(

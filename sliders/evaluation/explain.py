@@ -58,12 +58,27 @@ def _ranked(title: str, says: str, found: Iterable[tuple[str, float]], keep: int
     return Ranking(title, says, tuple(best.items())[:keep])
 
 
-def texts_for(backbone: AbstractBackbone, words: int) -> tuple[list[str], list[str]]:
+def refusal(backbone: AbstractBackbone) -> str | None:
+    """Why a model cannot be asked what an update reads, or None where it can be."""
+    if not isinstance(backbone, CausalLMBackbone | UNetBackbone):
+        return f"what an update of a {type(backbone).__name__} reads cannot be asked"
+    if not any(PROMPTS[backbone.modality].glob("*.txt")):
+        return f"what an update reads cannot be asked: there are no prompts in {PROMPTS[backbone.modality]}"
+    return None
+
+
+def _spread(prompts: Sequence[str], most: int) -> Sequence[str]:
+    """So many of them, from the first to the last."""
+    return prompts[:: max(len(prompts) // most, 1)][:most]
+
+
+def texts_for(backbone: AbstractBackbone, words: int, most: int | None = None) -> tuple[Sequence[str], list[str]]:
     """The prompts that are shipped for models of this modality, and words: theirs, and those of a small vocabulary.
 
     Args:
         backbone: loaded.
         words: at most so many.
+        most: prompts, evenly spread; None for all.
     """
     files = sorted(PROMPTS[backbone.modality].glob("*.txt"))
     prompts = list(dict.fromkeys(line for file in files for line in read_prompts(file)))
@@ -73,7 +88,7 @@ def texts_for(backbone: AbstractBackbone, words: int) -> tuple[list[str], list[s
         found += [
             word for word in others if not any(known.endswith(word) for known in (*found, *others) if known != word)
         ]
-    return prompts, list(dict.fromkeys(found))[:words]
+    return prompts if most is None else _spread(prompts, most), list(dict.fromkeys(found))[:words]
 
 
 @torch.no_grad()
@@ -87,16 +102,18 @@ def reads(
         changes: of its layers; those that do not stand out of noise are left out.
         prompts: that are tried.
         words: that are tried, each alone.
+
+    Raises:
+        SliderError: the model cannot be asked.
     """
     moved = [change for change in changes if change.update.rank]
     if not moved:
         return []
+    if why := refusal(backbone):
+        raise SliderError(f"{why}; leave it out: --run false")
     if isinstance(backbone, CausalLMBackbone):
         return _language(backbone, moved, prompts, words)
-    if not isinstance(backbone, UNetBackbone):
-        raise SliderError(
-            f"what an update of a {type(backbone).__name__} reads cannot be asked; leave it out: --run false"
-        )
+    assert isinstance(backbone, UNetBackbone)
     return _pictures(backbone, moved, prompts, words)
 
 
@@ -196,7 +213,7 @@ def _pictures(
             _ranked("Prompts it responds to", f"{share}.", by_prompt),
         ]
     edit = Affine({change.module: change.element() for change in changes})
-    shown = prompts[:: max(len(prompts) // _SCENES, 1)][:_SCENES]
+    shown = _spread(prompts, _SCENES)
     stage = picture_stage(backbone, scenes(shown, len(shown)), Sampling(steps=6))
     plain = picture_stage(backbone, scenes([""], 4), Sampling(steps=6))
     with baked(backbone, edit):

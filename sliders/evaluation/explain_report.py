@@ -91,12 +91,16 @@ def bars(ranking: Sequence[tuple[str, float]], label: str) -> Figure:
     return figure
 
 
-def layer_map(changes: Sequence[Change], effects: Sequence[Effect]) -> dict[tuple[str, str], float]:
-    """Root of the sum of squares over the layers of each block and kind, relative to their weights."""
+def layer_map(changes: Sequence[Change]) -> dict[tuple[str, str], float]:
+    """Root of the sum of squares over the layers of each block and kind, relative to their weights.
+
+    Layers whose weight is not known are left out.
+    """
     moved, whole = defaultdict(float), defaultdict(float)
-    for change, effect in zip(changes, effects, strict=True):
-        moved[place(change.module)] += change.spectrum.norm**2
-        whole[place(change.module)] += (change.spectrum.norm / max(effect.relative, 1e-30)) ** 2
+    for change in changes:
+        if change.weight is not None:
+            moved[place(change.module)] += change.spectrum.norm**2
+            whole[place(change.module)] += float(change.weight.double().square().sum())
     return {key: math.sqrt(value / whole[key]) if whole[key] else 0.0 for key, value in moved.items()}
 
 
@@ -117,7 +121,7 @@ def report(
         note: what was compared with what.
         changes: of the layers.
         verdict: on them.
-        effects: on the weights of the same layers; none where the base is not known.
+        effects: on the weights of these layers, or of the most changed; none where the base is not known.
         near: the nearest sliders, where a library was given.
         rankings: what it reads and writes, where the model was run.
         others: relative changes of parameters that are no layer's.
@@ -125,8 +129,7 @@ def report(
     made = LawsReport(title, note, "explain")
     largest = sorted(changes, key=lambda change: -change.spectrum.norm)[:_SHOWN]
     made.sections += [*_verdict(verdict), *([_spectra(largest)] if largest else [])]
-    if effects:
-        sizes = layer_map(changes, effects)
+    if sizes := layer_map(changes):
         made.sections.append(
             Section(
                 "Where it is",
@@ -135,6 +138,7 @@ def report(
                 figure=map_figure(sizes),
             )
         )
+    if effects:
         made.sections.append(_effects(effects))
     if near:
         made.sections.append(_nearest(near))
@@ -248,9 +252,9 @@ def _effects(effects: Sequence[Effect]) -> Section:
         for e in largest
     ]  # fmt: skip
     says = (
-        f"Spectral entropy is lower the fewer directions a weight uses. The update lowers it in {lower} of "
-        f"{len(effects)} weights. Intruders are singular vectors among a weight's first ten that were not there "
-        f"before (cosine below 0.5 to all): {new} in all."
+        f"Spectral entropy is lower the fewer directions a weight uses. The update lowers it in {lower} of the "
+        f"{len(effects)} weights that were compared. Intruders are singular vectors among a weight's first ten that "
+        f"were not there before (cosine below 0.5 to all): {new} in all."
     )
     headings = ("layer", "|update| / |W|", "entropy of it", "of W before", "change", "intruders")
     return Section("What it does to the weights' spectra", says, headings, rows, entropy_figure(effects))

@@ -73,7 +73,11 @@ def load(file: Path) -> Slider | Partial:
         shapes = {
             str(module): tuple(map(int, shape)) for module, shape in json.loads(metadata["sliders.shapes"]).items()
         }
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        if wrong := [module for module, shape in shapes.items() if len(shape) not in (2, 4) or min(shape) < 1]:
+            raise ValueError(f"that of {wrong[0]!r} is none of a weight")
+    except KeyError as error:
+        raise SliderError(f"{file} does not say the shapes of the layers that it edits: it has no {error}") from error
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise SliderError(f"{file}: its sliders.shapes is malformed: {error}") from error
     known = {f"{module}.{part}.{side}" for module in shapes for part in _PARTS for side in "BA"}
     if foreign := sorted(set(state) - known):

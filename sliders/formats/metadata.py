@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sliders.algebra.slider import Hinge, NamedDial, Slider
+from sliders.algebra.slider import Hinge, NamedDial
 from sliders.concept import Concept
 from sliders.errors import SliderError
 
@@ -48,7 +48,7 @@ def describe(
     }
 
 
-def describe_composed(name: str, made: Mapping[str, Any], parts: Sequence[Slider | Hinge]) -> dict[str, str]:
+def describe_composed(name: str, made: Mapping[str, Any], parts: Sequence[NamedDial]) -> dict[str, str]:
     """Metadata of a slider that was made from others: from which, how, and at what error.
 
     Args:
