@@ -19,12 +19,14 @@ WIDTHS = (1280, 390)
 COLOURS = 128
 
 
-def demo_shots(out: Path = Path("docs/demo"), tabs: tuple[str, ...] = ("images", "text", "algebra", "compare")) -> None:
-    """Open the page, use each tab once, and keep what it looks like.
+def demo_shots(
+    out: Path = Path("docs/demo"), shots: tuple[str, ...] = ("images", "text", "algebra", "explain", "compare")
+) -> None:
+    """Open the page, use each tab, and keep what it looks like; the Algebra tab twice, the second time explaining.
 
     Args:
         out: folder of the pictures.
-        tabs: which.
+        shots: which.
     """
     hush_libraries()
     out.mkdir(parents=True, exist_ok=True)
@@ -36,13 +38,14 @@ def demo_shots(out: Path = Path("docs/demo"), tabs: tuple[str, ...] = ("images",
         app = launch(session, ready=found.append, block=False)
         page = Page(driver, found[0])
         page.open()
-        for tab in tabs:
-            page.tab(tab.capitalize())
-            _USE[tab](page)
+        for shot in shots:
+            tab, use = _SHOTS[shot]
+            page.tab(tab)
+            use(page)
             for width in WIDTHS:
                 page.size(width)
                 picture = Image.open(io.BytesIO(page.shot())).convert("RGB")
-                file = out / f"{tab}_{width}.png"
+                file = out / f"{shot}_{width}.png"
                 picture.quantize(COLOURS, dither=Image.Dither.NONE).save(file, optimize=True)
                 say(f"{file}  {file.stat().st_size // 1024} KB")
             page.size(WIDTHS[0])
@@ -73,12 +76,23 @@ def _algebra(page: Page) -> None:
     page.until(lambda: page.all("#studies img"), "heatmaps", 900)
 
 
+def _explain(page: Page) -> None:
+    page.click(page.one("#explain"))
+    page.until(lambda: [h for h in page.all("#studies h2") if h.text == "What it is"], "the explanation", 900)
+
+
 def _compare(page: Page) -> None:
     page.click(page.one("#look"))
     page.until(lambda: page.all("#comparison img"), "the close look", 1800)
 
 
-_USE = {"images": _images, "text": _text, "algebra": _algebra, "compare": _compare}
+_SHOTS = {
+    "images": ("Images", _images),
+    "text": ("Text", _text),
+    "algebra": ("Algebra", _algebra),
+    "explain": ("Algebra", _explain),
+    "compare": ("Compare", _compare),
+}
 
 if __name__ == "__main__":
     auto_cli(demo_shots, as_positional=False)

@@ -32,8 +32,9 @@ def build(session: Session, tab: gr.Tab, easel: Easel, boards: dict[str, Board])
         count = gr.Slider(1, 8, 3, step=1, label="Scenes to measure on", min_width=160)
     with gr.Row(elem_classes="low"):
         what = gr.Dropdown(
-            opening, label="Explain an update (upload yours on the Images or Text tab)", scale=3, elem_id="update"
-        )
+            opening, value=opening[0] if opening else None, scale=3, elem_id="update",
+            label="Explain an update (upload yours on the Images or Text tab)",
+        )  # fmt: skip
         explain = gr.Button("Explain it", scale=1, elem_id="explain")
     shown = gr.HTML(elem_id="studies")
 

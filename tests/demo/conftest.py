@@ -9,19 +9,25 @@ from demo.library import Library
 from demo.requests import Canvas, Speech
 from demo.safety import Shelf
 from demo.session import Session
-from sliders.algebra.slider import Slider
+from sliders.algebra.edit import Affine
+from sliders.algebra.elements import steer_output
+from sliders.algebra.slider import Partial, Slider
+from sliders.attach import weight_shape
 from sliders.backbones.base import AbstractBackbone
 from sliders.backbones.causal_lm import CausalLMBackbone
 from sliders.backbones.unet import UNetBackbone
 from sliders.concept import Concept
+from sliders.editors.uce import UCE
 from sliders.evaluation.sampling import Sampling, Scene, sample
 from sliders.formats.metadata import describe
 from tests import tiny, tiny_lm
 from tests.evaluation.conftest import random_slider
+from tests.factory import normal
 
 HAPPY = Concept("happy", "a person", ["a happy person"], ["a sad person", "a dog"])
 MOOD = Concept("mood", "you are a person", ["you are a happy person"], ["you are a sad person"], modality="text")
-
+UNHAPPY = UCE({"happy": "sad"}, ["a {} person", "a {} dog"], ["a person with a hat"])
+UNHAT = UCE({"hat": "dog"}, ["a {}", "a person with a {}"])
 
 CANVAS = Canvas("a person", 3, 4, 2.0)
 SEEN = 1e-3
@@ -48,6 +54,29 @@ def described(concept: Concept, model: AbstractBackbone, target: str, name: str 
     update = random_slider(model, target).update
     said = describe(concept, model.base_model, model.fingerprint(), 2, 2.0, [target], 1.5, {})
     return Slider(name or concept.name, update, {**said, "sliders.name": name or concept.name})
+
+
+def edited(editor: UCE, model: UNetBackbone, name: str) -> Partial:
+    """A fitted edit that says what it is, as its file does."""
+    return Partial(name, editor.fit(model), {**editor.metadata(model, 0), "sliders.name": name})
+
+
+def steered(model: CausalLMBackbone, name: str = "steer") -> Partial:
+    """A steering vector: a bias where there was none."""
+    layer = "lm.model.layers.1.mlp.down_proj"
+    shape = weight_shape(model, layer)
+    said = {"sliders.base_fingerprint": model.fingerprint(), "sliders.modality": "text", "sliders.name": name}
+    return Partial(name, Affine({layer: steer_output(normal(shape[0], seed=3).float() * 4, shape)}), said)
+
+
+@pytest.fixture
+def few_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What a model is asked with when an update is explained: two prompts in place of all that are shipped."""
+    folder = tmp_path / "prompts"
+    folder.mkdir()
+    (folder / "some.txt").write_text("a person\na happy dog with a hat\n")
+    monkeypatch.setattr("sliders.evaluation.explain.PROMPTS", dict.fromkeys(("image", "text"), folder))
+    return folder
 
 
 @pytest.fixture(scope="package")

@@ -25,13 +25,16 @@ from demo.app import launch
 from demo.library import Library
 from demo.safety import Shelf
 from demo.session import Session
+from sliders import formats
+from sliders.algebra.slider import Partial
 from sliders.backbones.causal_lm import CausalLMBackbone
 from sliders.backbones.unet import UNetBackbone
 from sliders.concept import Measure
 from sliders.errors import SliderError
 from sliders.evaluation.judge import AttributeJudge
 from sliders.formats import diffusers
-from tests.demo.conftest import HAPPY, MOOD, described
+from sliders.formats import edit as edit_file
+from tests.demo.conftest import HAPPY, MOOD, UNHAPPY, described, edited
 
 QUICK: dict[str, Any] = {"steps": 2}
 
@@ -77,6 +80,7 @@ def image(uri: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))))
 
 
+@pytest.mark.usefixtures("few_prompts")
 def test_every_named_endpoint_answers(served: Served, client: Client, tmp_path: Path) -> None:
     """All that there are, so that one that is added is asked here too."""
     theirs = tmp_path / "theirs.safetensors"
@@ -113,8 +117,8 @@ def test_every_named_endpoint_answers(served: Served, client: Client, tmp_path: 
     )
     assert "Dose and response: happy" in ask("dose", keys=["happy"], scenes=1, **QUICK)
     explained = ask("explain", key=key)
-    assert "of rank 2 to 2" in explained
-    assert "+1.000" in explained  # the nearest known slider is the one it is a copy of
+    assert f"What {key} changes" in explained
+    assert "The nearest is &#x27;happy&#x27;, with cosine +1.000" in explained  # which it is a copy of
     compared = ask("compare", key="happy", prompt="a person", steps=5)
     assert len(compared["parts"]) == len(compared["lost_without_part"]) > 1
     assert compared["steps"] == [[k, k + 1] for k in range(5)]
@@ -122,6 +126,16 @@ def test_every_named_endpoint_answers(served: Served, client: Client, tmp_path: 
     there: Any = client.view_api(return_format="dict")
     named = {name.strip("/") for name in there["named_endpoints"]}
     assert named == set(asked)
+
+
+def test_an_edit_goes_in_and_out(served: Served, client: Client, tmp_path: Path, painter: UNetBackbone) -> None:
+    made = edited(UNHAPPY, painter, "unhappy")
+    edit_file.save("unhappy", made.edit, tmp_path / "unhappy.safetensors", dict(made.metadata))
+    key: Any = client.predict(handle_file(tmp_path / "unhappy.safetensors"), api_name="/upload")
+    drawn: Any = client.predict(dials={key: 1.0}, prompt="a happy person", **QUICK, api_name="/draw")
+    assert drawn["base"] != drawn["turned"]
+    assert "Edits multiply weights" in client.predict(keys=["happy", key], api_name="/relations")
+    assert isinstance(formats.load_dial(Path(client.predict(key, api_name="/download"))), Partial)
 
 
 @pytest.mark.parametrize(

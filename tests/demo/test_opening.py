@@ -11,7 +11,8 @@ from sliders.backbones.causal_lm import CausalLMBackbone
 from sliders.backbones.unet import UNetBackbone
 from sliders.errors import SliderError
 from sliders.formats import diffusers, peft
-from tests.demo.conftest import HAPPY, MOOD, described
+from sliders.formats import edit as edit_file
+from tests.demo.conftest import HAPPY, MOOD, UNHAPPY, described, edited, steered
 
 
 def opened(painter: UNetBackbone, speaker: CausalLMBackbone, *sliders: Path, megabytes: float = 1) -> Session:
@@ -61,6 +62,19 @@ def test_one_for_another_base_is_left_out_where_it_lies_and_refused_where_it_is_
     assert "left out runs/happy/happy.safetensors" in capsys.readouterr().out
     with pytest.raises(SliderError, match="was made for"):
         opened(painter, speaker, file)
+
+
+def test_an_edit_that_is_named_is_a_dial_of_its_model(painter: UNetBackbone, speaker: CausalLMBackbone) -> None:
+    files = []
+    for made in (edited(UNHAPPY, painter, "unhappy"), steered(speaker)):
+        files.append(Path(f"{made.name}.safetensors"))
+        edit_file.save(made.name, made.edit, files[-1], dict(made.metadata))
+    session = opened(painter, speaker, *files)
+    assert (session.images.opening, session.texts.opening) == (["unhappy"], ["steer"])
+    foreign = {**edited(UNHAPPY, painter, "unhappy").metadata, "sliders.base_fingerprint": "0" * 32}
+    edit_file.save("unhappy", edited(UNHAPPY, painter, "unhappy").edit, files[0], foreign)
+    with pytest.raises(SliderError, match="was made for"):
+        opened(painter, speaker, *files)
 
 
 def test_what_is_named_must_be_there(painter: UNetBackbone, speaker: CausalLMBackbone) -> None:
