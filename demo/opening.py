@@ -26,8 +26,8 @@ def open_session(
     Args:
         backbone: the model of pictures.
         language: the language model.
-        sliders: files of pictures and folders of language; None takes those in the repository, and of those in runs/
-            which were trained for these models.
+        sliders: files of pictures, folders of language, and edits of either; None takes the sliders in the repository,
+            and of those in runs/ which were trained for these models.
         folder: for everything that is written.
         judge: file of the attribute judge; None for none.
         megabytes: of the largest file that can be uploaded.

@@ -32,8 +32,8 @@ def demo(
     Args:
         model: folder or hub name of a diffusers pipeline; the embedded model unless given.
         family: of the pipeline.
-        sliders: files of sliders of pictures and folders of language; those in the repository, and those that were
-            trained into runs/, unless given.
+        sliders: files of sliders of pictures, folders of language, and files of edits of either; the sliders in the
+            repository, and those that were trained into runs/, unless given.
         language: the language model, which is read when the Text tab is first used.
         judge: file of the attribute judge, for dose and response; that of the embedded model unless given.
         host: address to listen on; 0.0.0.0 for all that reach this machine (give --auth then).

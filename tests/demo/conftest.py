@@ -26,7 +26,7 @@ from tests.factory import normal
 
 HAPPY = Concept("happy", "a person", ["a happy person"], ["a sad person", "a dog"])
 MOOD = Concept("mood", "you are a person", ["you are a happy person"], ["you are a sad person"], modality="text")
-UNHAPPY = UCE({"happy": "sad"}, ["a {} person", "a {} dog"], ["a person with a hat"])
+UNHAPPY = UCE({"happy": "sad"}, ["a {} person", "a dog with a {} hat"], ["a person with a hat"])
 UNHAT = UCE({"hat": "dog"}, ["a {}", "a person with a {}"])
 
 CANVAS = Canvas("a person", 3, 4, 2.0)

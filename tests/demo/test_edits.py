@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from demo.session import Session
 from demo.turns import Superseded
 from sliders import formats
 from sliders.algebra.distance import distance
-from sliders.algebra.edit import Affine
+from sliders.algebra.edit import Affine, Translation
 from sliders.algebra.element import Element
 from sliders.algebra.slider import Partial
 from sliders.attach import baked, layer_weights, weight_shape
@@ -140,19 +141,20 @@ def test_it_matters_which_edit_is_first_and_not_which_slider(session: Session, p
     slider, one, two = (session.images[key].dial.at(1.0) for key in ("happy", "unhappy", "unhat"))
     assert isinstance(one, Affine)
     assert isinstance(two, Affine)
-    apart_, sizes = 0.0, torch.zeros(2, dtype=torch.float64)
+    assert isinstance(slider, Translation)
+    between, sizes = 0.0, torch.zeros(2, dtype=torch.float64)
     for name in one:  # dense, in float64
         weight = layer_weights(painter, name)[0].double()
         eye = torch.eye(weight.shape[1], dtype=torch.float64)
         r1, r2 = (eye + edit[name].right.to(torch.float64).dense() for edit in (one, two))
-        apart_ += float((weight @ (r1 @ r2 - r2 @ r1)).norm()) ** 2
+        between += float((weight @ (r1 @ r2 - r2 @ r1)).norm()) ** 2
         sizes += torch.stack([(weight @ r - weight).square().sum() for r in (r1, r2)])
     found = gap_of_orders(painter, one, two)
-    assert found == pytest.approx((apart_ / float(sizes.min())) ** 0.5, rel=1e-3)
+    assert found == pytest.approx((between / float(sizes.min())) ** 0.5, rel=1e-3)
     assert found > 1e-2
     assert gap_of_orders(painter, slider, slider * 0.5) == 0.0  # exactly
     assert gap_of_orders(painter, one, one) == 0.0  # control: an edit and itself
-    assert gap_of_orders(painter, one, slider) > 1e-3  # type: ignore[arg-type]
+    assert gap_of_orders(painter, one, slider) > 1e-3
 
 
 # The algebra
@@ -183,7 +185,7 @@ def test_edits_are_measured_as_sliders_are(session: Session, tmp_path: Path) -> 
 class Seen:
     """A judge of pictures whose first pixel says how probable a hat is."""
 
-    values = {"mood": ["sad", "happy"], "hat": ["no", "yes"]}
+    values: ClassVar = {"mood": ["sad", "happy"], "hat": ["no", "yes"]}
 
     def probabilities(self, pictures: Tensor) -> dict[str, Tensor]:
         hat = pictures[:, 0, 0, 0]
@@ -326,7 +328,7 @@ def of_other_layers(metadata: dict[str, str], state: dict[str, Tensor]) -> tuple
 @pytest.mark.parametrize(
     ("damage", "why"),
     [
-        (lambda m, s: ({k: v for k, v in m.items() if k != "sliders.shapes"}, s), "does not say the shapes of the layer"),
+        (lambda m, s: ({k: v for k, v in m.items() if k != "sliders.shapes"}, s), "does not say the shapes of the"),
         (shapes_as("[1"), "sliders.shapes is malformed"),
         (shapes_as('{"unet.a": []}'), "sliders.shapes is malformed: that of 'unet.a' is none of a weight"),
         (shapes_as('{"unet.a": [-1, 2]}'), "is none of a weight"),
