@@ -258,9 +258,11 @@ class Session:
         """What sliders share, from their factors alone, and edits, from what they do to the weights, as HTML."""
         entries = self._chosen(keys)
         library = self.library(entries[0].key)
-        edits = any(isinstance(entry.dial, Partial) for entry in entries)
-        model = self._model(library) if edits else self.backbone  # the language model is read where it is needed
-        with self._turns(library).lock, self._plotting:
+        if not any(isinstance(entry.dial, Partial) for entry in entries):
+            with self._plotting:
+                return pictures.cards(studies.from_factors(self.backbone, entries))
+        model = self._model(library)
+        with self._turns(library).lock, self._plotting:  # where nothing is baked into the weights
             return pictures.cards(studies.from_factors(model, entries))
 
     def measure(self, user: str, canvas: Canvas, keys: Sequence[str], count: int, report: Report = quiet) -> str:

@@ -29,7 +29,7 @@ from sliders.evaluation.sampling import Sampling, Scene, scenes
 from sliders.evaluation.stages import Behaviour, Stage
 from sliders.formats.metadata import concept_of
 
-_EFFORT = Effort(words=40, prompts=64, spectra=24)
+_EFFORT = Effort(words=40, prompts=48, spectra=24)
 """About what a person waits for."""
 
 

@@ -197,15 +197,33 @@ def test_no_tab_is_wider_than_the_screen(page: Page, width: int) -> None:
         assert page.driver.execute_script("return document.documentElement.scrollWidth") <= width, name
 
 
+BROKEN = """
+const lines = text => {
+  const range = document.createRange();
+  range.selectNodeContents(text);
+  return new Set([...range.getClientRects()].map(box => Math.round(box.top))).size;
+};
+return [...document.querySelectorAll("#comparison .grid th span")].flatMap(label => [...label.childNodes])
+  .filter(part => part.nodeType === Node.TEXT_NODE && lines(part) > 1).map(part => part.textContent);
+"""
+"""Words of a grid's labels that are on two lines."""
+
+
 def test_the_algebra_and_the_close_look_show_pictures_with_words(page: Page) -> None:
     page.tab("Algebra")
     page.click(page.one("#relate"))
     assert len(page.until(lambda: page.all("#studies img"), "heatmaps")) == 3
+    assert all(image.get_attribute("alt") for image in page.all("#studies img"))
+    page.click(page.one("#explain"))
+    page.until(lambda: "What it is" in [title.text for title in page.all("#studies h2")], "the explanation", 600)
+    assert len(page.all("#studies img")) > 6
     assert all(image.get_attribute("alt") for image in page.all("#studies img"))
     page.tab("Compare")
     page.click(page.one("#look"))
     images = page.until(lambda: page.all("#comparison img"), "the comparison", 600)
     assert len(images) > 20
     assert all(image.get_attribute("alt") for image in images)
+    assert page.driver.execute_script(BROKEN) == []
     page.size(390)
+    assert page.driver.execute_script(BROKEN) == []
     assert page.driver.execute_script("return document.documentElement.scrollWidth") <= 390
