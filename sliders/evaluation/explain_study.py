@@ -16,7 +16,7 @@ from sliders.backbones.causal_lm import CausalLMBackbone
 from sliders.concept import read_prompts
 from sliders.editors.covariance import second_moments
 from sliders.errors import SliderError
-from sliders.evaluation.explain import reads, texts_for
+from sliders.evaluation.explain import Ranking, reads, texts_for
 from sliders.evaluation.explain_report import report
 from sliders.evaluation.laws_report import LawsReport
 
@@ -107,7 +107,7 @@ def study(
         effects.append(effect(change))
     near = nearest(as_update(changes), known) if known and changes else None
     told(total - 1, total, "parts: what it reads and writes")
-    rankings = []
+    rankings: list[Ranking] = []
     if backbone is not None:
         rankings = reads(backbone, changes, *texts_for(backbone, effort.words, effort.prompts))
     return report(title, note, changes, verdict, effects, near, rankings, dict(others or {}))
