@@ -144,7 +144,6 @@ def test_edits_of_a_language_model(method: str, kind: str, rank: int, layers: in
     assert (part["kind"], part["rank"], len(part["modules"])) == (kind, rank, layers)
 
 
-@pytest.mark.xfail(reason="ROME was seen to fail on the real model, and is not understood yet")
 @pytest.mark.parametrize(("method", "rank", "layers", "seen"), [("rome", 1, 1, 1), ("memit", 10, 3, 3)])
 def test_facts_that_were_written(method: str, rank: int, layers: int, seen: int, tmp_path: Path) -> None:
     """``seen`` of the subjects are among the first ten words."""

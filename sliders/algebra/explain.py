@@ -3,7 +3,7 @@
 A verdict is made of parts: layers that are explained by one sentence.  First come what is no more than rounding and
 what is random, judged by spectra; then the hypotheses of `sliders.algebra.kinds`; what none of them explains is a
 translation.  Two more things are asked of translations: whether their directions have to do with the weights at all,
-and, where covariances of the layers' inputs are given, whether they read as an optimiser's or as a closed form's do.
+and, where the layers' inputs are known, whether they read as an optimiser's do or are a closed form's answer at keys.
 """
 
 import math
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sliders.algebra.change import Change
 from sliders.algebra.edit import Translation
-from sliders.algebra.kinds import SURE, Fit, choose, fits, rivals
+from sliders.algebra.kinds import Fit, choose, fits, rivals
 from sliders.algebra.lowrank import LowRank
 
 METHODS = {
@@ -39,6 +39,23 @@ METHODS = {
 _CHANCE_Z = 4.0
 _ENOUGH = 16
 """So many directions can be called random from weights alone; one or two cannot."""
+_NAMED = 12
+"""Words that a sentence names at most."""
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """What a layer reads.
+
+    Args:
+        covariance: its second moment over text, ``C [in, in]``, without a zero eigenvalue.
+        words: some words.
+        keys: what it reads at each of them, ``[words, in]``.
+    """
+
+    covariance: Tensor
+    words: tuple[str, ...]
+    keys: Tensor
 
 
 @dataclass(frozen=True)
@@ -106,16 +123,13 @@ class Verdict:
         return self.parts[0].kind if self.parts else "rounding"
 
 
-def judge(
-    changes: Sequence[Change], covariances: Callable[[Sequence[str]], Mapping[str, Tensor]] | None = None
-) -> Verdict:
+def judge(changes: Sequence[Change], inputs: Callable[[Sequence[str]], Mapping[str, Inputs]] | None = None) -> Verdict:
     """What an update is.
 
     Args:
         changes: of each layer that differs.  Without the base's weights only spectra are judged.
-        covariances: is asked for second moments of what layers read, ``[in, in]``, of those that nothing else
-            explains, the largest update first, and may answer for some; they alone tell a write at keys from another
-            update of its rank.
+        inputs: is asked for what layers read, of those that nothing else explains, the largest update first, and may
+            answer for some; that alone tells a write at keys from another update of its rank.
     """
     whole = sum(change.spectrum.norm**2 for change in changes)
     found: list[Part] = []
@@ -147,18 +161,13 @@ def judge(
     seen = [change for change in rest if change.weight is not None]
     aligned = alignment(seen) if seen else None
     asked = sorted(rest, key=lambda change: -change.spectrum.norm)
-    known = covariances([change.module for change in asked]) if covariances and asked else {}
-    reads = {change.module: powers(change, known[change.module]) for change in rest if change.module in known}
-    written = [c for c in rest if c.module in reads and _lead(reads[c.module]) > SURE]
-    gain = sum(_lead(reads[change.module]) for change in written)
-    add(
-        "write",
-        written,
-        f"The directions read are those of the inverse covariance times a key: that is likelier by {gain:.0f} nats "
-        "than directions at random or along the inputs, as an optimiser's are.",
-    )
+    known = inputs([change.module for change in asked]) if inputs and asked else {}
+    read = [change for change in rest if change.module in known]
+    found_at = {change.module: matches(change, known[change.module]) for change in read}
+    written = [c for c in read if float(found_at[c.module].max()) > _by_chance(c.update.rank)]
+    add("write", written, _at_keys([(c.update.rank, known[c.module].words, found_at[c.module]) for c in written]))
     rest = [change for change in rest if change not in written]
-    blind = [c for c in rest if c.module in reads and _likeliest(reads[c.module]) == 0]
+    blind = [c for c in rest if c.module in known and _likeliest(powers(c, known[c.module].covariance)) == 0]
     if aligned and aligned.by_chance and (len(blind) == len(rest) or sum(c.update.rank for c in rest) >= _ENOUGH):
         add("random", rest, f"Of low rank, but its directions have nothing to do with the weights: {_said(aligned)}")
     else:
@@ -213,35 +222,68 @@ def _excess(basis: Tensor, weight: Tensor) -> float:
     return excess / math.sqrt(variance) if variance > 1e-12 * trace**2 else 0.0
 
 
-def powers(change: Change, covariance: Tensor) -> dict[float, float]:
-    """Log-likelihoods, in nats, of the directions read being ``C^(p/2)`` times isotropic ones, for p from -1 to 1.
+def matches(change: Change, inputs: Inputs) -> Tensor:
+    """How well each word's key ``k`` explains what an update reads, 1 for a random direction of one dimension.
 
-    A closed form reads ``C^-1 k`` for a key, whose own covariance is ``C``: p = -1.  A gradient is a sum of inputs:
-    p > 0, and 1 if inputs were Gaussian.  Random factors have p = 0.  For a basis ``V [in, r]`` of the row space it
-    is ``-r/2 log det C^p - in/2 log det V^T C^-p V``, the same for every basis.
+    A closed form reads ``C^-1 K`` for its keys ``K``: in coordinates in which inputs are white, ``C^(1/2) V`` for a
+    basis ``V [in, r]`` of the row space, it is the keys themselves.  So it is ``in`` times the squared cosine there
+    between a key and the space, which is ``r`` on average for a random space and ``in`` for a key that was written at;
+    the same for every basis.
 
     Args:
         change: of a layer.
-        covariance: ``C [in, in]``; it is mixed with a hundredth of its mean as a multiple of the identity.
+        inputs: what it reads.
+
+    Returns:
+        A number for each word.
     """
     basis = change.of_weight.row_space()
-    c = covariance.to(basis)
-    values, vectors = torch.linalg.eigh(c + torch.eye(len(c)).to(c) * (0.01 * c.trace() / len(c)))
+    values, vectors = torch.linalg.eigh(inputs.covariance.to(basis))
+    root = values.clamp_min(1e-12 * float(values[-1])).sqrt()
+    space = torch.linalg.qr(root[:, None] * (vectors.T @ basis))[0]
+    white = (vectors.T @ inputs.keys.to(basis).T) / root[:, None]
+    return len(basis) * (space.T @ white).square().sum(0) / white.square().sum(0)
+
+
+def _by_chance(rank: int) -> float:
+    """More than the largest match of any word: ten times the mean, and 20 for the tail, below e-7 for one direction."""
+    return 10 * rank + 20
+
+
+def _at_keys(layers: Sequence[tuple[int, tuple[str, ...], Tensor]]) -> str:
+    """The words whose keys stand out in any layer, the first the clearest."""
+    over: dict[str, float] = {}
+    for rank, words, found in layers:
+        for word, value in zip(words, (found / _by_chance(rank)).tolist(), strict=True):
+            over[word] = max(over.get(word, 0.0), value)
+    names = [word for word in sorted(over, key=lambda word: -over[word]) if over[word] > 1][:_NAMED]
+    return (
+        f"The directions read are the inverse covariance times the keys of {', '.join(names)}: no optimiser's are, and "
+        "random ones would not be by far."
+    )
+
+
+def powers(change: Change, covariance: Tensor) -> dict[float, float]:
+    """Log-likelihoods, in nats, of the directions read being ``C^(p/2)`` times isotropic ones, for p from 0 to 1.
+
+    A gradient is a sum of inputs: p > 0, and 1 if inputs were Gaussian.  Random factors have p = 0.  For a basis
+    ``V [in, r]`` of the row space it is ``-r/2 log det C^p - in/2 log det V^T C^-p V``, the same for every basis.
+
+    Args:
+        change: of a layer.
+        covariance: ``C [in, in]``.
+    """
+    basis = change.of_weight.row_space()
+    values, vectors = torch.linalg.eigh(covariance.to(basis))
     seen, found = vectors.T @ basis, {}
-    for p in (step / 4 for step in range(-4, 5)):
+    for p in (step / 4 for step in range(5)):
         inner = seen.T @ (seen * values.pow(-p)[:, None])
-        found[p] = float(-0.5 * p * basis.shape[1] * values.log().sum() - 0.5 * len(c) * torch.logdet(inner))
+        found[p] = float(-0.5 * p * basis.shape[1] * values.log().sum() - 0.5 * len(values) * torch.logdet(inner))
     return found
 
 
 def _likeliest(likelihoods: Mapping[float, float]) -> float:
     return max(likelihoods, key=lambda p: likelihoods[p])
-
-
-def _lead(likelihoods: Mapping[float, float]) -> float:
-    """By how many nats an inverse covariance is likelier than no or a positive power."""
-    inverse, other = (max(v for p, v in likelihoods.items() if (p < 0) is side) for side in (True, False))
-    return inverse - other if _likeliest(likelihoods) <= -0.5 else 0.0
 
 
 def as_update(changes: Sequence[Change]) -> Translation:

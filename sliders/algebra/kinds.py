@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sliders.algebra.change import Change
 
-SURE = 10.0
+_SURE = 10.0
 """Nats by which one description must be better than another to be told from it."""
 Side = Literal["left", "right"]
 _EXACT = 0.1
@@ -85,7 +85,7 @@ def choose(found: Sequence[Fit]) -> list[Fit]:
 def rivals(chosen: Fit, found: Sequence[Fit]) -> list[Fit]:
     """Other hypotheses on the same layers that hold and save as much: the weights do not tell them apart."""
     same = (fit for fit in found if set(fit.modules) == set(chosen.modules) and fit.kind != chosen.kind)
-    return [fit for fit in same if fit.gain > max(chosen.gain - SURE, 0)]
+    return [fit for fit in same if fit.gain > max(chosen.gain - _SURE, 0)]
 
 
 def _candidates(changes: Sequence[Change], side: Side) -> Iterator[list[Change]]:

@@ -35,17 +35,34 @@ class Covariance:
     batch: int = 16
 
     def fit(self, backbone: CausalLMBackbone, layers: Sequence[str]) -> dict[str, Tensor]:
-        """``C + ridge`` of each layer, ``[in, in]`` in float64.
+        """``C + ridge`` of each layer, ``[in, in]`` in float64, where there are enough tokens for it.
+
+        Raises:
+            SliderError: there are no more tokens than a layer has inputs; or see `estimate`.
+        """
+        found = self._moments(backbone, layers)
+        for layer, (moment, tokens) in found.items():
+            if tokens <= len(moment):
+                raise SliderError(
+                    f"covariance.texts hold {tokens} tokens, but {layer!r} reads {len(moment)} numbers; give more text"
+                )
+        return {layer: ridged(moment, self.ridge) for layer, (moment, _) in found.items()}
+
+    def estimate(self, backbone: CausalLMBackbone, layers: Sequence[str]) -> dict[str, Tensor]:
+        """The same however few tokens there are: where these are fewer than the inputs, most of it is the ridge.
 
         They are those of the base, as in the papers, and kept in the user's cache: one edit after another is then
         fitted with one ``C``, as the laws of `docs/derivations/` assume.
 
         Raises:
-            SliderError: there are no more tokens than a layer has inputs; or the model is edited already, and its
-                moments were not taken before.
+            SliderError: the model is edited already, and its moments were not taken before.
         """
-        moments = {layer: found for layer in layers if (found := self._cached(backbone, layer)) is not None}
-        if missing := [layer for layer in layers if layer not in moments]:
+        return {layer: ridged(moment, self.ridge) for layer, (moment, _) in self._moments(backbone, layers).items()}
+
+    def _moments(self, backbone: CausalLMBackbone, layers: Sequence[str]) -> dict[str, tuple[Tensor, int]]:
+        """Each layer's second moment, and of how many tokens it is."""
+        found = {layer: kept for layer in layers if (kept := self._cached(backbone, layer)) is not None}
+        if missing := [layer for layer in layers if layer not in found]:
             if is_attached(backbone) or hash_weights(backbone.lm) != backbone.fingerprint():
                 raise SliderError(
                     f"the second moments of {missing[0]!r} are those of the base, but the model is edited already; "
@@ -53,14 +70,9 @@ class Covariance:
                 )
             taken, tokens = second_moments(backbone, missing, self._lines(), self.batch)
             for layer, moment in taken.items():
-                if tokens <= len(moment):
-                    raise SliderError(
-                        f"covariance.texts hold {tokens} tokens, but {layer!r} reads {len(moment)} numbers; "
-                        "give more text"
-                    )
-                moments[layer] = moment
+                found[layer] = moment, tokens
                 self._keep(backbone, layer, moment, tokens)
-        return {layer: ridged(moments[layer], self.ridge) for layer in layers}
+        return {layer: found[layer] for layer in layers}
 
     def _lines(self) -> list[str]:
         return [line for file in self.texts for line in read_prompts(file)]
@@ -69,11 +81,11 @@ class Covariance:
         text = hashlib.sha256("\n".join(self._lines()).encode()).hexdigest()[:16]
         return cache_folder() / "covariance" / f"{backbone.fingerprint()}-{layer}-{text}.safetensors"
 
-    def _cached(self, backbone: CausalLMBackbone, layer: str) -> Tensor | None:
-        """A kept moment, if it is there and whole."""
+    def _cached(self, backbone: CausalLMBackbone, layer: str) -> tuple[Tensor, int] | None:
+        """A kept moment and its number of tokens, if they are there and whole."""
         try:
             with safe_open(self._file(backbone, layer), "pt") as file:
-                return file.get_tensor("moment")
+                return file.get_tensor("moment"), int(file.metadata()["tokens"])
         except (OSError, SafetensorError):
             return None
 

@@ -130,6 +130,19 @@ def _moved(change: Change, x: Tensor) -> tuple[Tensor, Tensor]:
 # Language
 
 
+@torch.no_grad()
+def keys_at(backbone: CausalLMBackbone, modules: Sequence[str], words: Sequence[str]) -> dict[str, Tensor]:
+    """What layers read at the last token of each word, which stands alone: ``[words, in]`` of each layer."""
+    found: dict[str, list[Tensor]] = {module: [] for module in modules}
+    for start in range(0, len(words), _BATCH):
+        asked = backbone.encode_plain([f"{_CARRIER} {word}" for word in words[start : start + _BATCH]])
+        with reading(backbone, modules) as seen:
+            run(backbone, asked)
+        for module, keys in found.items():
+            keys.append(seen[module][:, -1].float().cpu())
+    return {module: torch.cat(keys) for module, keys in found.items()}
+
+
 def _language(
     backbone: CausalLMBackbone, changes: Sequence[Change], prompts: Sequence[str], words: Sequence[str]
 ) -> list[Ranking]:

@@ -2,21 +2,19 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from torch import Tensor
 
 from sliders.algebra.change import Change, Effect, effect, of_factors
 from sliders.algebra.edit import Translation
-from sliders.algebra.explain import Verdict, as_update, judge
+from sliders.algebra.explain import Inputs, Verdict, as_update, judge
 from sliders.algebra.nearest import nearest
 from sliders.algebra.slider import Hinge, NamedDial, Slider
 from sliders.backbones.base import AbstractBackbone
 from sliders.backbones.causal_lm import CausalLMBackbone
-from sliders.concept import read_prompts
-from sliders.editors.covariance import second_moments
+from sliders.editors.covariance import Covariance
 from sliders.errors import SliderError
-from sliders.evaluation.explain import Ranking, reads, texts_for
+from sliders.evaluation.explain import Ranking, keys_at, reads, texts_for
 from sliders.evaluation.explain_report import report
 from sliders.evaluation.laws_report import LawsReport
 
@@ -25,9 +23,8 @@ Layer = Callable[[str], tuple[Tensor, Tensor | None]]
 Told = Callable[[int, int, str], object]
 """Is told how many parts of how many are done, and of what; may raise to end it."""
 
-_NEUTRAL = Path("data/text/neutral.txt")
 _READ = 8
-"""Of so many layers, those with the largest updates, the covariance of what they read is measured."""
+"""Of so many layers, those with the largest updates, it is measured what they read."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +97,8 @@ def study(
     compared = [change for change in changes if change in largest and change.weight is not None]
     total = len(compared) + 2
     told(0, total, "parts: its kind")
-    verdict = _judge(changes, backbone)
+    prompts, words = texts_for(backbone, effort.words, effort.prompts) if backbone is not None else ([], [])
+    verdict = _judge(changes, backbone, words)
     effects: list[Effect] = []
     for k, change in enumerate(compared, 1):
         told(k, total, "parts: what it does to weights")
@@ -109,16 +107,17 @@ def study(
     told(total - 1, total, "parts: what it reads and writes")
     rankings: list[Ranking] = []
     if backbone is not None:
-        rankings = reads(backbone, changes, *texts_for(backbone, effort.words, effort.prompts))
+        rankings = reads(backbone, changes, prompts, words)
     return report(title, note, changes, verdict, effects, near, rankings, dict(others or {}))
 
 
-def _judge(changes: Sequence[Change], backbone: AbstractBackbone | None) -> Verdict:
-    if not isinstance(backbone, CausalLMBackbone):
+def _judge(changes: Sequence[Change], backbone: AbstractBackbone | None, words: Sequence[str]) -> Verdict:
+    if not isinstance(backbone, CausalLMBackbone) or not words:
         return judge(changes)
-    texts = [*texts_for(backbone, 0)[0], *read_prompts(_NEUTRAL)]
 
-    def ask(modules: Sequence[str]) -> Mapping[str, Tensor]:
-        return second_moments(backbone, modules[:_READ], texts)[0]
+    def ask(modules: Sequence[str]) -> Mapping[str, Inputs]:
+        asked = modules[:_READ]
+        moments, keys = Covariance().estimate(backbone, asked), keys_at(backbone, asked, words)
+        return {module: Inputs(moments[module], tuple(words), keys[module]) for module in asked}
 
     return judge(changes, ask)

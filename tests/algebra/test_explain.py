@@ -1,5 +1,6 @@
 """What `docs/derivations/explain.md` states: which element an update was, without being told."""
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -10,7 +11,7 @@ from sliders.algebra.change import Change, between, of_factors
 from sliders.algebra.edit import Translation
 from sliders.algebra.element import Element
 from sliders.algebra.elements import erase_output, onto, redirect, steer_input, steer_output
-from sliders.algebra.explain import Verdict, judge, powers
+from sliders.algebra.explain import Inputs, Verdict, judge, matches, powers
 from sliders.algebra.kinds import fits
 from sliders.algebra.lowrank import LowRank
 from sliders.algebra.nearest import nearest
@@ -204,22 +205,40 @@ def rome_change(c: Tensor, seed: int, shape: tuple[int, int] = (30, 60)) -> tupl
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_covariance_tells_a_write_from_other_updates_of_its_rank(seed: int) -> None:
+def test_keys_tell_a_write_from_other_updates_of_its_rank(seed: int) -> None:
     """Statement 5: closed forms read ``C^-1 k``, gradients sums of inputs, random factors neither."""
     root = torch.diag(torch.logspace(-2, 1, 60).double())
-    c = root @ root
-    written, _ = rome_change(c, seed)
-    weight = layer((30, 60), 0)[0]
+    c, weight = root @ root, layer((30, 60), 0)[0]
+    written, key = rome_change(c, seed)
+    others = normal(40, 60, seed=seed + 50) @ root
+    read = Inputs(c, (*(f"word {k}" for k in range(40)), "France"), torch.cat([others, key[None]]))
     gradient = LowRank(normal(30, 2, seed=seed), normal(2, 60, seed=seed + 5) @ root, (30, 60))
+    one_step = LowRank(normal(30, 1, seed=seed), key[None], (30, 60))  # of gradient descent, at that very key
     chance = lowrank((30, 60), 2, seed)
-    for update, kind, power in ((None, "write", -1), (gradient, "translation", 1), (chance, "random", 0)):
+    for update, kind in ((None, "write"), (gradient, "translation"), (one_step, "translation"), (chance, "random")):
         change = written if update is None else of_factors("block.0.fc", update, weight)
-        likely = powers(change, c)
-        assert abs(max(likely, key=lambda p: likely[p]) - power) <= 0.25
-        assert likely == pytest.approx(powers(of_factors("x", in_gauge(change.update, 3), weight), c), abs=1e-4)
-        verdict = judge([change], lambda modules: dict.fromkeys(modules, c))
-        assert power == 0 or one_kind(verdict) == kind
-    assert one_kind(judge([written])) == "translation"  # control: without the covariance it cannot be known
+        found, turned = (matches(one, read) for one in (change, of_factors("x", in_gauge(change.update, 3), weight)))
+        torch.testing.assert_close(found, turned, atol=1e-6, rtol=1e-6)
+        assert (float(found[-1]) > 59.9) is (kind == "write")  # of 60 inputs
+        assert float(found[:-1].max()) < 25
+        if kind != "random":  # so few directions are not called random by the weights
+            assert one_kind(judge([change], lambda modules: dict.fromkeys(modules, read))) == kind
+    verdict = judge([written], lambda modules: dict.fromkeys(modules, read))
+    assert "the keys of France:" in verdict.parts[0].evidence
+    assert one_kind(judge([written])) == "translation"  # control: without what it reads it cannot be known
+    blind = Inputs(c, read.words[:-1], others)
+    assert one_kind(judge([written], lambda modules: dict.fromkeys(modules, blind))) != "write"
+
+
+@pytest.mark.parametrize(("power", "seed"), itertools.product((0, 1), range(3)))
+def test_the_covariance_tells_an_optimiser_s_directions_from_random_ones(power: int, seed: int) -> None:
+    root = torch.diag(torch.logspace(-2, 1, 60).double())
+    update = LowRank(normal(30, 2, seed=seed), normal(2, 60, seed=seed + 5) @ root.matrix_power(power), (30, 60))
+    change = of_factors("fc", update, layer((30, 60), 0)[0])
+    likely = powers(change, root @ root)
+    assert abs(max(likely, key=lambda p: likely[p]) - power) <= 0.25
+    turned = of_factors("fc", in_gauge(change.update, 3))
+    assert likely == pytest.approx(powers(turned, root @ root), abs=1e-4)
 
 
 def test_nearest_by_subspace_and_as_a_mixture() -> None:
