@@ -48,7 +48,7 @@ class Procedure:
     """
 
     states: Callable[[], StateSource] = Pool
-    lr: float = 1e-3
+    lr: float = 2e-3
     weight_decay: float = 0.0
     alpha: float = 4.0
     spread: float = 1.0
@@ -89,8 +89,8 @@ class Published(Rollout):
         return Lesson(state, question, base, up - down)
 
 
-PUBLISHED = Procedure(Published, data={"batch_size": 1, "signs": [1], "magnitude": (1.0, 1.0)}, doubled=True)
-"""With our optimizer, which is faster than its own."""
+PUBLISHED = Procedure(Published, lr=1e-3, data={"batch_size": 1, "signs": [1], "magnitude": (1.0, 1.0)}, doubled=True)
+"""With an optimizer that is faster than its own: five times the learning rate, and alpha = rank."""
 PROCEDURES: dict[str, Procedure] = {
     "published, its own optimizer": Procedure(
         Published, lr=2e-4, weight_decay=0.01, alpha=1.0, data=PUBLISHED.data, doubled=True

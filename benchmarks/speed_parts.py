@@ -66,7 +66,7 @@ def training_step(
     data: ConceptData,
 ) -> Callable[[], None]:  # fmt: skip
     """What `SliderModule` does in a step, and the optimizer's part."""
-    optimizer = torch.optim.AdamW(adapter.parameters(), lr=1e-3, weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(adapter.parameters(), lr=2e-3, weight_decay=0.0, fused=True)
     times, batch = len(data.signs), data.step_batch(0)
 
     def step() -> None:
@@ -99,8 +99,10 @@ def step_cost(concept: Concept, steps: int, repeats: int, now: Clock) -> Rows:
         alone = student(backbone, adapter, data.batch_size * len(data.signs))
         seconds = interleaved({"alone": alone, "step": step}, repeats, now)
         later = interleaved({"fill": fill}, 1, now, warm=False)["fill"]  # the slider is not the identity any more
-        assert pool.refresh is not None
-        filled = (first + later * ((steps - 1) // pool.refresh)) / steps
+        refills, made_at = 0, pool.kept_until(0)
+        while made_at < steps:
+            refills, made_at = refills + 1, pool.kept_until(int(made_at))
+        filled = (first + later * refills) / steps
     other: dict[str, Callable[[], None]] = {}
     with ExitStack() as stack:
         for name, options in (

@@ -28,17 +28,18 @@ SETTINGS: dict[str, dict[str, Procedure]] = {
     "states": {
         "default": DEFAULT,
         "all states kept": replace(DEFAULT, states=lambda: Pool(kept=None)),
-        "kept 2": replace(DEFAULT, states=lambda: Pool(kept=2)),
+        "kept 4": replace(DEFAULT, states=lambda: Pool(kept=4)),
         "8 trajectories": replace(DEFAULT, states=lambda: Pool(trajectories=8)),
-        "refresh 17": replace(DEFAULT, states=lambda: Pool(refresh=17)),
-        "refresh 50": replace(DEFAULT, states=lambda: Pool(refresh=50)),
+        "refresh 20": replace(DEFAULT, states=lambda: Pool(refresh=20)),
+        "refresh 34, no growth": replace(DEFAULT, states=lambda: Pool(refresh=34, growth=1.0)),
+        "refresh 17, no growth": replace(DEFAULT, states=lambda: Pool(refresh=17, growth=1.0)),
         "never refreshed": replace(DEFAULT, states=lambda: Pool(refresh=10**9)),
         "fresh rollouts": replace(DEFAULT, states=lambda: Rollout(steps=12, guidance=1.0)),
     },
     "learning rate": {
         "default": DEFAULT,
         "lr 5e-4": replace(DEFAULT, lr=5e-4),
-        "lr 2e-3": replace(DEFAULT, lr=2e-3),
+        "lr 1e-3": replace(DEFAULT, lr=1e-3),
         "lr 4e-3": replace(DEFAULT, lr=4e-3),
     },
     "scale and start": {

@@ -1,6 +1,7 @@
 """Put trained sliders where the demo finds them, in half precision: `python -m data.ship runs/smile/smile.safetensors`.
 
-Their metadata, with the measured effect, is kept.  Half precision moves no factor by more than 0.05 %.
+Their metadata, with the measured effect, is kept.  Half precision moves no factor by more than 0.05 %.  Twins, trained
+with another seed and called NAME_seed1, go into a folder of their own.
 """
 
 import sys
@@ -27,11 +28,14 @@ def ship(sliders: Sequence[Path]) -> None:
     for path in sliders:
         loaded = formats.load(path)
         half = replace(loaded, update=Translation({m: u.to(torch.float16) for m, u in loaded.update.items()}))
-        if formats.of_language(path):
-            place = SHIPPED["text"] / half.name
+        text = formats.of_language(path)
+        folder = SHIPPED["text" if text else "image"]
+        folder = folder.with_name("twins") if half.name.endswith("_seed1") else folder
+        if text:
+            place = folder / half.name
             peft.save(half, place, half.metadata["sliders.base_model"], peft.base_of(path)[1])
         else:
-            place = SHIPPED["image"] / f"{half.name}.safetensors"
+            place = folder / f"{half.name}.safetensors"
             diffusers.save(half, place)
         say(f"slider  {place}")
 

@@ -1,5 +1,6 @@
 """Where the states come from that a slider is trained on."""
 
+import math
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -127,10 +128,12 @@ class _Contents:
 class Pooled(StateSource):
     """Lessons made many at a time, with the teacher's answers, and kept; steps draw from them.
 
-    A pool is made anew after ``refresh`` training steps, never if that is None.
+    A pool is made anew after ``refresh`` training steps, never if that is None; each one is kept ``growth`` times as
+    long as the one before.
     """
 
     refresh: int | None
+    growth: float = 1.0
 
     def __init__(self) -> None:
         self._contents: _Contents | None = None
@@ -150,13 +153,17 @@ class Pooled(StateSource):
             adapter.load_state(now)
             self._restored = None
         old = self._contents
-        if old is None or (self.refresh is not None and batch.step - old.made_at >= self.refresh):
+        if old is None or batch.step >= self.kept_until(old.made_at):
             self._contents = old = self._fill(teacher, adapter, batch, batch.step)
         index = []
         for seed, preserved in zip(batch.seeds, batch.preserved.tolist(), strict=True):
             fitting = (old.preserved == preserved).nonzero()[:, 0]
             index.append(fitting[random.Random(seed).randrange(len(fitting))])
         return old.lesson.rows(torch.stack(index))
+
+    def kept_until(self, made_at: int) -> float:
+        """The training step in which what was made in step ``made_at`` is made anew."""
+        return math.inf if self.refresh is None else self.growth * made_at + self.refresh
 
     def _fill(self, teacher: Teacher, adapter: Adapter, batch: StepBatch, step: int) -> _Contents:
         lesson = self.fill(teacher, adapter, batch, random.Random(f"{batch.seed}/pool/{step}"))
@@ -177,9 +184,10 @@ class Pooled(StateSource):
 class Pool(Pooled):
     """Trajectories rolled out in one batch with the slider on at both signs; their states are kept.
 
-    The teacher answers once for every state, when the pool is filled.  The pool is rolled out again at an interval,
-    since states of the base alone train a weaker dial than states that the slider itself leads to.  Where a step has
-    rows to preserve, every second pair of trajectories runs under a prompt to preserve.
+    The teacher answers once for every state, when the pool is filled.  The pool is rolled out again, since states of
+    the base alone train a weaker dial than states that the slider itself leads to: early, because the slider moves most
+    at first, and then ever more seldom (with the defaults after 10, 40 and 130 steps).  Where a step has rows to
+    preserve, every second pair of trajectories runs under a prompt to preserve.
 
     While the slider is still the identity, both signs lead along the same states, which are the base's, and one of them
     is rolled out for both; what is said of these states is the same for all sliders on this base.
@@ -187,7 +195,8 @@ class Pool(Pooled):
     Args:
         trajectories: rolled out together; pairs share their noise and differ in the dial's sign.
         steps: of each trajectory.
-        refresh: training steps between two fillings.
+        refresh: training steps from the first filling to the second.
+        growth: by how much longer than the one before each filling is kept; 1 fills at an even interval.
         guidance: of the rollout.
         dial: largest magnitude of the dial during the rollout; each trajectory draws its own.
         kept: states of each trajectory that the teacher is asked about, at depths drawn at random, twice as many where
@@ -196,15 +205,17 @@ class Pool(Pooled):
     """
 
     def __init__(
-        self, trajectories: int = 16, steps: int = 12, refresh: int = 34, guidance: float = 1.0, dial: float = 1.0,
-        kept: int | None = 4, chunk: int = 64,
+        self, trajectories: int = 16, steps: int = 12, refresh: int = 10, growth: float = 3.0, guidance: float = 1.0,
+        dial: float = 1.0, kept: int | None = 2, chunk: int = 64,
     ) -> None:  # fmt: skip
         super().__init__()
         if trajectories < 2 or steps < 1 or refresh < 1:
             raise SliderError("Pool: trajectories must be at least 2, steps and refresh at least 1")
         if kept is not None and kept < 1:
             raise SliderError(f"Pool.kept is {kept}; it must be at least 1")
-        self.trajectories, self.steps, self.refresh = trajectories, steps, refresh
+        if not growth >= 1:
+            raise SliderError(f"Pool.growth is {growth}; it must be at least 1")
+        self.trajectories, self.steps, self.refresh, self.growth = trajectories, steps, refresh, growth
         self.guidance, self.dial, self.kept, self.chunk = guidance, dial, kept, chunk
 
     def fill(self, teacher: Teacher, adapter: Adapter, batch: StepBatch, rng: random.Random) -> Lesson:

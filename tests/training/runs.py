@@ -99,7 +99,7 @@ def module(
     """A training of the tiny model."""
     return SliderModule(
         backbone=backbone or loaded(base),
-        states=states or Pool(trajectories=4, steps=3, refresh=3),
+        states=states or Pool(trajectories=4, steps=3, refresh=3, growth=1),
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0),
         targets=targets,
         **{"loss": ErasureLoss(eta=2.0), "rank": 2, **changes},

@@ -22,7 +22,7 @@ from tests import tiny
 from tests.training import runs
 
 SOURCES: dict[str, Callable[[], StateSource]] = {
-    "pool": lambda: Pool(trajectories=2, steps=2, refresh=3),
+    "pool": lambda: Pool(trajectories=2, steps=2, refresh=3, growth=1),
     "rollout": lambda: Rollout(steps=2, guidance=1.0),
 }
 EXTRA: dict[str, dict[str, Any]] = {
@@ -43,7 +43,7 @@ class Learnt:
 @pytest.fixture(scope="module")
 def learnt(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Learnt:
     """The training that is looked at from all sides."""
-    model = runs.module(base, Pool(trajectories=4, steps=3, refresh=20), lr=5e-3, targets=["noxattn"], rank=4)
+    model = runs.module(base, Pool(trajectories=4, steps=3, refresh=20, growth=1), lr=5e-3, targets=["noxattn"], rank=4)
     curve, relative = runs.Curve(), []
 
     def compare(loss: torch.nn.Module, inputs: tuple[Prediction, ...], output: Tensor) -> None:
@@ -348,5 +348,5 @@ def test_a_module_can_be_trained_again_after_its_slider_was_taken_off(base: Path
     model = runs.module(base)
     first = runs.fit(model, tmp_path, 2)
     model.detach_slider()
-    model.states = Pool(trajectories=4, steps=3, refresh=3)
+    model.states = Pool(trajectories=4, steps=3, refresh=3, growth=1)
     assert runs.equal(runs.fit(model, tmp_path, 2), first)

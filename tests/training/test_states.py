@@ -21,8 +21,8 @@ PRESERVED = [False, True, False, False, True, True]
 SOURCES = {
     "rollout": lambda: Rollout(steps=4, guidance=1.0),
     "guided rollout": lambda: Rollout(steps=3, guidance=2.0, signed=False),
-    "pool": lambda: Pool(trajectories=4, steps=3, refresh=3),
-    "guided pool": lambda: Pool(trajectories=4, steps=2, refresh=3, guidance=2.0, dial=2.0),
+    "pool": lambda: Pool(trajectories=4, steps=3, refresh=3, growth=1, kept=None),
+    "guided pool": lambda: Pool(trajectories=4, steps=2, refresh=3, growth=1, guidance=2.0, dial=2.0),
 }
 
 
@@ -208,7 +208,7 @@ class TestPool:
     def test_is_filled_at_the_interval_and_only_then(
         self, shared: DiffusionBackbone, adapter: Adapter, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        teacher, pool = Teacher(shared, runs.HAPPY, adapter), Pool(trajectories=4, steps=2, refresh=3)
+        teacher, pool = Teacher(shared, runs.HAPPY, adapter), Pool(trajectories=4, steps=2, refresh=3, growth=1)
         watched, filled, counts = Watched(shared, adapter, monkeypatch), [], runs.count_rows(shared, monkeypatch)
         for step in range(8):
             before, asked = len(watched.dials), len(counts)
@@ -239,7 +239,8 @@ class TestPool:
         """The slider is on: a pair starts from one noise and is taken apart by its signs."""
         teacher = Teacher(shared, runs.HAPPY, adapter)
         watched = Watched(shared, adapter, monkeypatch)
-        states = Pool(trajectories=2, steps=3).draw(teacher, adapter, runs.batch(list(range(60)))).state
+        pool = Pool(trajectories=2, steps=3, kept=None)
+        states = pool.draw(teacher, adapter, runs.batch(list(range(60)))).state
         prompt = shared.encode(["a person"] * 2)
         with torch.no_grad(), adapter.dial(watched.dials[0]):
             path = list(shared.trajectory(lambda x: shared.predict(x, prompt), shared.start(watched.seeds[0]), 3))[:-1]
@@ -260,20 +261,28 @@ class TestPool:
 
     def test_goes_on_as_it_was_after_a_resume(self, teacher: Teacher, adapter: Adapter) -> None:
         """With the weights that it was filled with, though training has moved on since."""
-        first, filled_at = Pool(trajectories=4, steps=2, refresh=4), 4
+        first, filled_at = Pool(trajectories=4, steps=2, refresh=4, growth=1), 4
         first.draw(teacher, adapter, runs.batch(SEEDS, PRESERVED, filled_at))
         runs.randomize(adapter, seed=8)
         now = adapter.state()
         kept = first.state_dict()
-        second = Pool(trajectories=4, steps=2, refresh=4)
+        second = Pool(trajectories=4, steps=2, refresh=4, growth=1)
         second.load_state_dict(kept)
         for step in (5, 7):
             items = runs.batch([s + step for s in SEEDS], PRESERVED, step)
             assert same(first.draw(teacher, adapter, items), second.draw(teacher, adapter, items))
         assert runs.equal(now, adapter.state())
-        fresh = Pool(trajectories=4, steps=2, refresh=4).draw(teacher, adapter, items)
+        fresh = Pool(trajectories=4, steps=2, refresh=4, growth=1).draw(teacher, adapter, items)
         assert not same(fresh, first.draw(teacher, adapter, items)), "the control: a pool made now is another one"
         assert same(*(p.draw(teacher, adapter, runs.batch(SEEDS, PRESERVED, 8)) for p in (first, second)))
+
+    def test_it_is_made_anew_ever_more_seldom(self, teacher: Teacher, adapter: Adapter) -> None:
+        pool, made = Pool(trajectories=2, steps=2, refresh=2, growth=3), []
+        for step in range(30):
+            pool.draw(teacher, adapter, runs.batch(SEEDS, step=step))
+            made.append(pool.state_dict()["made_at"])
+        assert sorted(set(made)) == [0, 2, 8, 26]
+        assert made.index(8) == 8
 
     def test_what_was_loaded_is_what_would_be_saved(self, teacher: Teacher, adapter: Adapter) -> None:
         """Also before the first draw: a run may be stopped again at once."""
@@ -313,7 +322,7 @@ class TestPool:
         """Since the other is the same: half of the trajectories, as many different states."""
         costs = []
         for _ in range(2):
-            teacher, pool = Teacher(shared, runs.HAPPY, adapter), Pool(trajectories=4, steps=3)
+            teacher, pool = Teacher(shared, runs.HAPPY, adapter), Pool(trajectories=4, steps=3, kept=None)
             counts = runs.count_rows(shared, monkeypatch)
             pool.draw(teacher, adapter, runs.batch(SEEDS))
             assert sum(counts) == teacher.evaluations
@@ -342,7 +351,7 @@ class TestPool:
         everything = lessons[None].state["latents"]
         assert all((everything == x).flatten(1).all(1).any() for x in lessons[kept].state["latents"])
 
-    @pytest.mark.parametrize("wrong", [{"trajectories": 1}, {"steps": 0}, {"refresh": 0}, {"kept": 0}])
+    @pytest.mark.parametrize("wrong", [{"trajectories": 1}, {"steps": 0}, {"refresh": 0}, {"growth": 0.5}, {"kept": 0}])
     def test_what_cannot_be_is_an_error(self, wrong: dict[str, int]) -> None:
         with pytest.raises(SliderError, match=next(iter(wrong))):
             Pool(**wrong)
