@@ -77,7 +77,7 @@ class Comparison:
 
     def _bars(self, label: str, names: Sequence[str], without: Tensor, only: Tensor) -> Figure:
         lost, alone = self.share(without, self.turned), self.share(only, self.base)
-        return _bars(label, names, {"lost without it": lost, "done by it alone": alone})
+        return _chart(label, names, {"lost without it": lost, "done by it alone": alone})
 
 
 def compare(
@@ -114,7 +114,7 @@ def _part_of(module: str) -> str:
     return ".".join(inside[: 2 if inside[0].startswith("mid") else 3]) or module
 
 
-def _bars(label: str, names: Sequence[str], series: Mapping[str, Sequence[float]]) -> Figure:
+def _chart(label: str, names: Sequence[str], series: Mapping[str, Sequence[float]]) -> Figure:
     """Horizontal bars, two to a name."""
     height = 0.8 / len(series)
     figure, axis = plt.subplots(figsize=(7.5, 1.2 + 0.45 * len(names)), layout="constrained")
