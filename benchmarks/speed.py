@@ -7,6 +7,7 @@ again.  Writes `docs/speed.md` with a picture.
 import json
 import os
 import platform
+import resource
 import shutil
 import statistics
 import subprocess
@@ -44,11 +45,17 @@ SECTIONS: dict[Section, str] = {
 CONCEPTS = ("smile", "surprise", "glasses", "beard", "hair_length", "hair_darkness")
 
 
-def timed(command: list[str]) -> float:
-    """Wall seconds of a process."""
-    began = time.perf_counter()
+def timed(command: list[str], processor_time: bool = False) -> float:
+    """Seconds of a process: of the clock, or of all processors that it and its children use."""
+    began = _used() if processor_time else time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    return time.perf_counter() - began
+    return (_used() if processor_time else time.perf_counter()) - began
+
+
+def _used() -> float:
+    """Processor seconds of all children that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def train_command(concept: str, runs: Path, *flags: str) -> list[str]:
@@ -79,17 +86,17 @@ def effects(runs: Path) -> list[float]:
     return found
 
 
-def together(runs: Path, workers: int, flags: list[str]) -> list[dict[str, Any]]:
+def together(runs: Path, workers: int, flags: list[str], processor_time: bool) -> list[dict[str, Any]]:
     """Six runs one after the other, against `sliders train-many`; how far their sliders' effects are apart."""
     places = {count: runs / f"many{count}" for count in sorted({1, workers})}
     for place in (runs / "alone", *places.values()):
         shutil.rmtree(place, ignore_errors=True)  # a finished run would not be trained again
-    one_by_one = sum(timed(train_command(name, runs / "alone", *flags)) for name in CONCEPTS)
+    one_by_one = sum(timed(train_command(name, runs / "alone", *flags), processor_time) for name in CONCEPTS)
     found: list[dict[str, Any]] = [{"what": "six runs one after the other", "seconds": one_by_one, "ratio": 1.0}]
     files = "[" + ",".join(f"configs/avatars/{name}.yaml" for name in CONCEPTS) + "]"
     for count, place in places.items():
         command = [sys.executable, "-m", "sliders.cli", "train-many", files, "--runs", str(place)]
-        seconds = timed([*command, "--workers", str(count), "--overrides", json.dumps(flags)])
+        seconds = timed([*command, "--workers", str(count), "--overrides", json.dumps(flags)], processor_time)
         what = f"train-many, {count} worker" + ("s" if count > 1 else "")
         found.append({"what": what, "seconds": seconds, "ratio": seconds / one_by_one})
         differences = [abs(a - b) for a, b in zip(effects(runs / "alone"), effects(place), strict=True)]
@@ -162,7 +169,8 @@ def main(
         repeats: of every timing; the median counts.
         seeds: of training to effect.
         threads: of this process; torch's own number unless given.
-        processor_time: of this process instead of wall time, for a machine that others use; with one thread.
+        processor_time: of this process (of ``together``, of the runs) instead of wall time, for a machine that others
+            use; with one thread. ``start`` is of the clock all the same.
         counts: of sliders at run time.
         batches: of pictures at run time.
         sampling_steps: of a picture.
@@ -188,7 +196,7 @@ def main(
         "language_training": lambda: speed_language.language_training(words, 40, repeats, now),
         "scaling": lambda: speed_parts.scaling(concept, repeats, now),
         "start": lambda: start(runs),
-        "together": lambda: together(runs, workers, run_flags or []),
+        "together": lambda: together(runs, workers, run_flags or [], processor_time),
     }
     for section in wanted:
         if section in single:
