@@ -276,7 +276,7 @@ class Session:
             if isinstance(model, CausalLMBackbone):
                 stage = text_stage(model, "", [canvas.prompt] * count, Speaking(first_seed=canvas.seed))
             else:
-                stage = picture_stage(model, wanted, canvas.sampling())
+                stage = picture_stage(self.backbone, wanted, canvas.sampling())
             sections = studies.measured(stage, entries, told)
             if len(entries) > 1 and library is self.images:
                 sections.append(studies.order_in_time(self.backbone, entries, wanted, canvas.sampling(), told))

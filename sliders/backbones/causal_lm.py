@@ -208,8 +208,16 @@ class CausalLMBackbone(AbstractBackbone):
     def encode(self, prompts: Sequence[str]) -> TensorBatch:
         return self.encode_plain([self.render(prompt) for prompt in prompts])
 
-    def encode_plain(self, texts: Sequence[str]) -> TensorBatch:
-        """The conditioning of texts as they are, without a template."""
+    def encode_plain(self, texts: Sequence[str], cut: bool = False) -> TensorBatch:
+        """The conditioning of texts as they are, without a template.
+
+        Args:
+            texts: a row each.
+            cut: of a text that is too long keep the beginning.
+
+        Raises:
+            SliderError: a text is too long.
+        """
         begin = next(i for i in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, 0) if i is not None)
         ids = torch.full((len(texts), self.prompt_tokens), self._padding)
         mask = torch.zeros_like(ids, dtype=torch.bool)
@@ -218,6 +226,8 @@ class CausalLMBackbone(AbstractBackbone):
             tokens = self.tokenizer(text, add_special_tokens=False).input_ids
             if not tokens or (marked and tokens[0] != begin):
                 tokens = [begin, *tokens]
+            if cut:
+                tokens = tokens[: self.prompt_tokens]
             if len(tokens) > self.prompt_tokens:
                 raise SliderError(
                     f"a prompt has {len(tokens)} tokens, but backbone.prompt_tokens is {self.prompt_tokens}: "

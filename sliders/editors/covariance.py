@@ -106,10 +106,10 @@ def ridged(moment: Tensor, ridge: float) -> Tensor:
 def second_moments(
     backbone: CausalLMBackbone, layers: Sequence[str], texts: Sequence[str], batch: int = 16
 ) -> tuple[dict[str, Tensor], int]:
-    """``E[k k^T]`` of each layer's inputs ``[in, in]``, summed in float64, and the number of tokens."""
+    """``E[k k^T]`` of what layers read, ``[in, in]`` summed in float64, and of how many tokens; long texts are cut."""
     sums = {layer: torch.zeros(*[weight_shape(backbone, layer)[1]] * 2, dtype=torch.float64) for layer in layers}
     tokens = 0
-    asked = backbone.encode_plain(sorted(texts, key=len))  # alike in length, so that little is padding
+    asked = backbone.encode_plain(sorted(texts, key=len), cut=True)  # alike in length, so that little is padding
     for index in torch.arange(len(texts)).split(batch):
         part = take(asked, index)
         with reading(backbone, layers) as seen:

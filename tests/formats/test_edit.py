@@ -98,7 +98,7 @@ def test_another_version_and_another_thing_are_errors(file: Path) -> None:
         (lambda s, m: s.update({"fc.left.A": s["fc.left.A"].T}), "do not fit each other"),
         (lambda s, m: s.update({"other.left.A": torch.zeros(1, 1)}), "'other.left.A', which is no factor"),
         (lambda s, m: m.update({"sliders.shapes": "{"}), "sliders.shapes is malformed"),
-        (lambda s, m: m.pop("sliders.shapes"), "sliders.shapes is malformed"),
+        (lambda s, m: m.pop("sliders.shapes"), "it has no .sliders.shapes."),
         (lambda s, m: m.update({"sliders.shapes": json.dumps({"fc": [5, 9]})}), "do not act on a weight"),
     ],
 )
