@@ -7,16 +7,20 @@ from typing import Any
 
 
 class Results:
-    """What has been measured, in a file that is whole after every figure."""
+    """What has been measured, in a file that is whole after every figure; several processes may add to it."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self.values: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+        self.values = self._kept()
+
+    def _kept(self) -> dict[str, Any]:
+        return json.loads(self.file.read_text()) if self.file.is_file() else {}
 
     def get(self, key: str, measure: Callable[[], Any]) -> Any:
         """The figure of that name, measured if it is not there."""
         if key not in self.values:
-            self.values[key] = measure()
+            found = measure()
+            self.values = {**self._kept(), key: found}
             self.file.parent.mkdir(parents=True, exist_ok=True)
             temporary = self.file.with_name(f".{self.file.name}.tmp")
             temporary.write_text(json.dumps(self.values, indent=1))

@@ -96,7 +96,11 @@ def test_asking_in_every_step_teaches_the_same(words: Path, tmp_path: Path) -> N
 def test_a_figure_is_measured_once(tmp_path: Path) -> None:
     file = tmp_path / "runs" / "figures.json"
     assert Results(file).get("a", lambda: 1) == 1
-    assert Results(file).get("a", lambda: pytest.fail("it is measured again")) == 1
+    other = Results(file)
+    assert Results(file).get("b", lambda: 2) == 2
+    assert other.get("a", lambda: pytest.fail("it is measured again")) == 1
+    assert other.get("c", lambda: 3) == 3
+    assert Results(file).values == {"a": 1, "b": 2, "c": 3}  # of both processes
     assert [path.name for path in file.parent.iterdir()] == ["figures.json"]
 
 
