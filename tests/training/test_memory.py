@@ -63,7 +63,7 @@ def filled(model: AbstractBackbone, concept: Concept, memory: Memory | None, mov
     with Adapter(model, model.select_targets(["xattn"]), 2, 2.0) as adapter:
         if move:
             runs.randomize(adapter)
-        teacher, pool = Teacher(model, concept, adapter, memory), Pool(trajectories=4, steps=3)
+        teacher, pool = Teacher(model, concept, adapter, memory), Pool(trajectories=4, steps=3, kept=4)
         pool.draw(teacher, adapter, runs.batch([1, 2]))
         assert pool._contents is not None
         return pool._contents.lesson, teacher.evaluations
