@@ -216,7 +216,7 @@ def test_the_algebra_and_the_close_look_show_pictures_with_words(page: Page) -> 
     assert all(image.get_attribute("alt") for image in page.all("#studies img"))
     page.click(page.one("#explain"))
     page.until(lambda: "What it is" in [title.text for title in page.all("#studies h2")], "the explanation", 600)
-    assert len(page.all("#studies img")) > 6
+    assert len(page.all("#studies img")) == 6  # spectra, place, entropy, nearest, prompts, words
     assert all(image.get_attribute("alt") for image in page.all("#studies img"))
     page.tab("Compare")
     page.click(page.one("#look"))
