@@ -46,10 +46,10 @@ def explained(update: Path, out: Path, *arguments: object) -> dict[str, Any]:
     return json.loads((out / "explain.json").read_text())
 
 
-def untold(method: str, folder: Path) -> Path:
+def untold(method: str, folder: Path, *arguments: object) -> Path:
     """The file of an edit by its committed config, without what it says of its making."""
-    file = folder / f"{method}.safetensors"
-    ended = run(cli.main, "edit", method, "--config", ROOT / "configs" / "editors" / f"{method}.yaml", "--out", file)
+    file, config = folder / f"{method}.safetensors", ROOT / "configs" / "editors" / f"{method}.yaml"
+    ended = run(cli.main, "edit", method, "--config", config, *arguments, "--out", file)
     assert ended.code == 0, ended.err
     metadata, state = tensors.read(file)
     kept = ("sliders.edit", "sliders.shapes", "sliders.base_model", "sliders.base_fingerprint", "sliders.modality")
@@ -139,7 +139,9 @@ def test_a_slider_and_random_updates_of_its_norm(
     ],
 )
 def test_edits_of_a_language_model(method: str, kind: str, rank: int, layers: int, tmp_path: Path) -> None:
-    found = explained(untold(method, tmp_path), tmp_path / "out", "--run", "false")
+    # of a square layer, as the config's, the side of an oblique projection cannot be told (statement 3)
+    wide = ("--editor.layers", r"['\.12\.mlp\.down_proj$']") if method == "leace" else ()
+    found = explained(untold(method, tmp_path, *wide), tmp_path / "out", "--run", "false")
     (part,) = found["parts"]
     assert (part["kind"], part["rank"], len(part["modules"])) == (kind, rank, layers)
 
