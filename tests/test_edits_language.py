@@ -26,13 +26,7 @@ def backbone() -> CausalLMBackbone:
     return made
 
 
-@pytest.mark.parametrize(
-    "subject",
-    [
-        "France",
-        pytest.param("iron", marks=pytest.mark.xfail(reason="one of its five neighbours follows: 1.0 to 0.8")),
-    ],
-)
+@pytest.mark.parametrize("subject", ["France", "iron"])
 def test_rome_changes_a_fact_and_its_paraphrases_and_leaves_its_neighbours(
     backbone: CausalLMBackbone, subject: str
 ) -> None:
