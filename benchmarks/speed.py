@@ -224,8 +224,9 @@ def main(
     where = (
         f"{os.cpu_count()} cores ({platform.machine()}), {torch.get_num_threads()} threads, torch {torch.__version__}"
     )
-    head = "# Speed\n\n`python -m benchmarks.speed` measures this; every figure is a median of runs taken in turn, and "
-    head += f"only the ratios mean something elsewhere. Last measured on {where}.\n\n![](speed.png)\n"
+    head = "# Speed\n\n`python -m benchmarks.speed` measures this; steps, dials and language are medians "
+    head += "of runs taken in turn, training to effect is a median over seeds, and whole runs are timed once. "
+    head += f"Only the ratios mean something elsewhere. Last measured on {where}.\n\n![](speed.png)\n"
     out.mkdir(parents=True, exist_ok=True)
     (out / "speed.md").write_text("\n".join([head, *parts]))
     picture(shown, curves, out / "speed.png")

@@ -302,11 +302,7 @@ class Session:
         library = self.library(key)
         entry, model = library[key], self._model(library)
         known = [other for other in library.entries(library.opening) if other.key != key]
-        with (
-            self._turns(library).take(user) as turn,
-            turn.alone(),
-            self._plotting,
-        ):  # the update is baked in for a while
+        with self._turns(library).take(user) as turn, turn.alone(), self._plotting:  # it is baked in for a while
             return pictures.cards(studies.explain(model, entry, known, _checked(turn, report)))
 
     def _model(self, library: Library) -> AbstractBackbone:

@@ -167,8 +167,13 @@ def judge(changes: Sequence[Change], inputs: Callable[[Sequence[str]], Mapping[s
     written = [c for c in read if float(found_at[c.module].max()) > _by_chance(c.update.rank)]
     add("write", written, _at_keys([(c.update.rank, known[c.module].words, found_at[c.module]) for c in written]))
     rest = [change for change in rest if change not in written]
-    blind = [c for c in rest if c.module in known and _likeliest(powers(c, known[c.module].covariance)) == 0]
-    if aligned and aligned.by_chance and (len(blind) == len(rest) or sum(c.update.rank for c in rest) >= _ENOUGH):
+
+    def blind(change: Change) -> bool:
+        """Whether it reads as random factors do; asked last, since it costs most."""
+        found = powers(change, known[change.module].covariance) if change.module in known else {}
+        return max(found, key=lambda p: found[p], default=1.0) == 0
+
+    if aligned and aligned.by_chance and (sum(c.update.rank for c in rest) >= _ENOUGH or all(map(blind, rest))):
         add("random", rest, f"Of low rank, but its directions have nothing to do with the weights: {_said(aligned)}")
     else:
         why = "No factor of W explains it." if seen else "The base is not known, so no factor of W was looked for."
@@ -280,10 +285,6 @@ def powers(change: Change, covariance: Tensor) -> dict[float, float]:
         inner = seen.T @ (seen * values.pow(-p)[:, None])
         found[p] = float(-0.5 * p * basis.shape[1] * values.log().sum() - 0.5 * len(values) * torch.logdet(inner))
     return found
-
-
-def _likeliest(likelihoods: Mapping[float, float]) -> float:
-    return max(likelihoods, key=lambda p: likelihoods[p])
 
 
 def as_update(changes: Sequence[Change]) -> Translation:
