@@ -3,11 +3,12 @@
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 PROMPTS, SEEDS, STEPS, GUIDANCE = ["a person", "a person, with long hair"], [1, 2], 8, 4.0
 """Of the pictures."""
@@ -27,11 +28,11 @@ for dial in dials:
     made[str(dial)] = pictures()
 """
 _LOGITS = """
-lm = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+lm = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float64)
 tokens = AutoTokenizer.from_pretrained(model)(text, return_tensors="pt")
 with torch.no_grad():
     made = {"base": lm(**tokens).logits}
-    lm = PeftModel.from_pretrained(lm, file)
+    lm = PeftModel.from_pretrained(lm, file).double()
     for dial in dials:
         for layer in lm.modules():
             if hasattr(layer, "set_scale"):
@@ -60,7 +61,17 @@ def pictures(model: Path, slider: Path, dials: Sequence[float], folder: Path) ->
 
 
 def logits(base: Path, slider: Path, dials: Sequence[float], folder: Path) -> dict[str, Tensor]:
-    """By PEFT: the base's, and for each dial the slider's."""
+    """By PEFT, in float64: the base's, and for each dial the slider's."""
     imports = "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer"
     known = {"model": str(base.resolve()), "file": str(slider.resolve()), "dials": list(dials), "text": TEXT}
     return _client(imports, _LOGITS, folder / "logits.pt", **known)
+
+
+@contextmanager
+def in_float64(model: nn.Module) -> Iterator[None]:
+    """The model as the client of `logits` has it: in float32 thirty blocks round by as much as files may differ."""
+    model.double()
+    try:
+        yield
+    finally:
+        model.float()

@@ -138,9 +138,10 @@ def test_language_sliders_compose_into_one_folder_that_peft_loads(
     positions = {"sentiment": -1.0, "formality": 0.7}
     total = combine([(slider, positions[name]) for name, slider in spoken.items()])
     formats.save_like(Slider("both", total), tmp_path / "both", [TEXT / "sliders" / "sentiment"])
-    base = logits(language)
-    with attach(language, list(spoken.values()), positions):
-        apart = logits(language)
+    with clients.in_float64(language.lm):
+        base = logits(language)
+        with attach(language, list(spoken.values()), positions):
+            apart = logits(language)
     theirs = clients.logits(fetch("smollm2"), tmp_path / "both", [1.0], tmp_path)
     torch.testing.assert_close(theirs["base"], base, atol=1e-4, rtol=0)
     torch.testing.assert_close(theirs["1.0"], apart, atol=1e-3, rtol=0)

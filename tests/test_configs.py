@@ -1,5 +1,7 @@
 """Every config and every concept that is shipped is one."""
 
+import importlib
+import inspect
 import socket
 from pathlib import Path
 from typing import Any
@@ -127,3 +129,17 @@ def test_the_defaults_name_every_choice() -> None:
     base = yaml.safe_load((ROOT / "configs" / "base.yaml").read_text())
     assert set(base) >= {"trainer", "model", "data"}
     assert {"backbone", "loss", "states", "optimizer", "targets", "rank"} <= set(base["model"])
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: str(file.relative_to(ROOT)))
+def test_a_config_of_another_class_takes_no_setting_from_the_defaults(file: Path) -> None:
+    """What `base.yaml` sets for one class would reach a setting of the same name of the class in its place."""
+    base = yaml.safe_load((ROOT / "configs" / "base.yaml").read_text())["model"]
+    model = yaml.safe_load(file.read_text()).get("model", {})
+    for key in ("backbone", "loss", "states", "optimizer"):
+        theirs = model.get(key)
+        if theirs is None or theirs["class_path"] == base[key]["class_path"]:
+            continue
+        module, _, name = theirs["class_path"].rpartition(".")
+        takes = inspect.signature(getattr(importlib.import_module(module), name)).parameters
+        assert set(base[key].get("init_args", {})) & set(takes) <= set(theirs.get("init_args", {})), key

@@ -61,7 +61,7 @@ def test_plain_peft_gives_the_same_logits(run: Path, backbone: CausalLMBackbone,
     """And dial 0, and the model afterwards, are the base bit for bit."""
     theirs = clients.logits(fetch("smollm2"), run / "sentiment", [-1.0, 1.5], tmp_path)
     tokens = backbone.tokenizer(clients.TEXT, return_tensors="pt")
-    with torch.no_grad():
+    with torch.no_grad(), clients.in_float64(backbone.lm):
         base = backbone.lm(**tokens).logits
         torch.testing.assert_close(theirs["base"], base, atol=1e-4, rtol=0)
         with attach(backbone, [peft.load(run / "sentiment")]) as dials:
