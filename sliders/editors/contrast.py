@@ -106,6 +106,10 @@ def after_blocks(backbone: CausalLMBackbone, blocks: Sequence[int]) -> Read:
     return lambda said, asked: backbone.hidden(said, asked, [block + 1 for block in blocks])
 
 
+class _Reached(Exception):
+    """The layer has been read: what comes after it need not run."""
+
+
 def at_layer(backbone: CausalLMBackbone, name: str, side: Literal["input", "output"]) -> Read:
     """What a layer reads or writes."""
 
@@ -114,10 +118,13 @@ def at_layer(backbone: CausalLMBackbone, name: str, side: Literal["input", "outp
 
         def keep(_: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> None:
             seen.append(given[0] if side == "input" else out)
+            raise _Reached
 
         hook = backbone.get_submodule(name).register_forward_hook(keep)
         try:
             backbone.log_probabilities(said, asked)
+        except _Reached:
+            pass
         finally:
             hook.remove()
         return seen[0][:, None, -said["tokens"].shape[1] :]

@@ -133,7 +133,6 @@ def speaker() -> CausalLMBackbone:
     return made
 
 
-@pytest.mark.xfail(reason="on other messages 0.98 falls to 0.58, and a coin's 0.5 is asked to within 0.06")
 def test_leace_takes_a_probe_on_other_messages_to_chance(speaker: CausalLMBackbone, tmp_path: Path) -> None:
     edit = fitted("leace", tmp_path)
     (name,) = edit.modules
