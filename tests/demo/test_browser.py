@@ -224,6 +224,7 @@ def test_the_algebra_and_the_close_look_show_pictures_with_words(page: Page) -> 
     assert len(images) > 20
     assert all(image.get_attribute("alt") for image in images)
     assert page.driver.execute_script(BROKEN) == []
+    assert len({image.size["width"] for image in page.all("#comparison .study .grid img")}) == 1
     page.size(390)
     assert page.driver.execute_script(BROKEN) == []
     assert page.driver.execute_script("return document.documentElement.scrollWidth") <= 390
