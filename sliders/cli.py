@@ -253,23 +253,33 @@ def bake(
     slider: Path | list[Path],
     out: Path,
     dial: float | list[float] = 1.0,
-    backbone: AbstractBackbone = BASE,
+    backbone: DiffusionBackbone = BASE,
     any_base: bool = False,
+    language: CausalLMBackbone = LANGUAGE,
 ) -> None:
-    """Write a whole model with sliders merged into it; the dials are gone then.
+    """Write a whole model with sliders or edits merged into it; the dials are gone then.
 
     Args:
-        slider: a slider file, or a list.
+        slider: a slider or edit, or a list.
         out: folder of the new model.
         dial: where to merge it; a list for several sliders.
-        backbone: the model.
+        backbone: the model of pictures.
         any_base: load sliders that were made for another base.
+        language: the language model, for sliders of one.
     """
-    loaded = _load(_listed(slider), backbone, any_base)
+    files = _listed(slider)
+    model = language if formats.all_of_language(files) else backbone
+    loaded = _load(files, model, any_base)
     positions = _positions(loaded, dial)
     total = sum((one.at(positions[one.name]) for one in loaded), Translation({}))
-    with baked(backbone, total):
-        backbone.export(out)
+    parameters = set(dict(model.named_parameters()))
+    with baked(model, total):
+        if grown := set(dict(model.named_parameters())) - parameters:
+            raise SliderError(
+                f"the edit makes {min(grown)!r}, for which a checkpoint of {model.base_model} has no place; keep it as "
+                "a file and turn it with --slider"
+            )
+        model.export(out)
     say(f"model   {out}")
 
 

@@ -63,10 +63,7 @@ def laws(
     names = [dial.name for dial in dials]
     if len(set(names)) < len(names):
         raise SliderError(f"two sliders are called {max(names, key=names.count)!r}; give them different names")
-    kinds = {formats.of_language(path) for path in [*slider, *(twin or [])]}
-    if len(kinds) != 1:
-        raise SliderError("sliders of pictures and of language have no law in common; measure them apart")
-    used = language if kinds.pop() else backbone
+    used = language if formats.all_of_language([*slider, *(twin or [])]) else backbone
     used.load()
     for dial in [] if any_base else [*dials, *twins]:
         check_base(dial, used.fingerprint(), used.base_model)

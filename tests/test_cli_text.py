@@ -6,19 +6,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from gguf import GGUFReader
+from transformers import AutoModelForCausalLM
 
 from sliders import cli, formats
+from sliders.algebra.edit import Affine
+from sliders.algebra.element import Element
+from sliders.algebra.elements import erase_output, onto, steer_output
 from sliders.algebra.slider import Slider
-from sliders.attach import attach
+from sliders.attach import attach, weight_shape
 from sliders.backbones.causal_lm import CausalLMBackbone
 from sliders.concept import Concept
+from sliders.formats import edit as edit_file
 from sliders.formats.metadata import describe
 from tests import tiny, tiny_lm
 from tests.commands import Ended, run
 from tests.evaluation.conftest import random_slider
+from tests.factory import normal
 
+LAYER = "lm.model.layers.1.mlp.down_proj"
 SHORT = ["--speaking.tokens", 9, "--speaking.temperature", 0]
 
 
@@ -163,6 +171,63 @@ class TestEvaluate:
         assert (tmp_path / "out" / "metrics.json").exists()
 
 
+def save_edit(lm: CausalLMBackbone, folder: Path, name: str, element: Element, modality: str = "text") -> Path:
+    """Write an edit of the last layer of the second block."""
+    file = folder / f"{name}.safetensors"
+    edit_file.save(
+        name, Affine({LAYER: element}), file, {"sliders.base_model": lm.base_model, "sliders.modality": modality}
+    )
+    return file
+
+
+class TestBake:
+    """Dials merged for good."""
+
+    def test_the_new_model_says_what_the_slider_said(
+        self, here: Path, lm: CausalLMBackbone, mood: Path, tmp_path: Path
+    ) -> None:
+        ended = sliders(here, "bake", mood, tmp_path / "new", "--dial", 2)
+        assert ended.code == 0, ended.err
+        made = CausalLMBackbone(str(tmp_path / "new"))
+        made.load()
+        assert response(made) == response(lm, (mood, 2.0)) != response(lm)
+
+    def test_transformers_loads_the_model_with_all_of_them(
+        self, here: Path, lm: CausalLMBackbone, mood: Path, other: Path, tmp_path: Path
+    ) -> None:
+        """Two sliders, of which one is on the layer of an edit that multiplies it."""
+        direction = onto(normal(weight_shape(lm, LAYER)[0], 1, seed=1, dtype=torch.float32))
+        edit = save_edit(lm, tmp_path, "ablated", erase_output(direction, None, weight_shape(lm, LAYER)))
+        files, dials = [mood, other, edit], {"mood": 1.0, "other": -2.0, "ablated": 0.5}
+        ended = sliders(here, "bake", f"[{','.join(map(str, files))}]", tmp_path / "new", "--dial", [*dials.values()])
+        assert ended.code == 0, ended.err
+        tokens = {"input_ids": torch.tensor([[1, 5, 9, 12]])}
+        theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "new")
+        with torch.no_grad(), attach(lm, [formats.load_dial(file) for file in files], dials) as turned:
+            wanted = lm.lm(**tokens).logits
+            torch.testing.assert_close(theirs(**tokens).logits, wanted)
+            turned.set(dict.fromkeys(dials, 0.0))
+            assert (lm.lm(**tokens).logits - wanted).abs().max() > 1e-2
+
+    def test_a_bias_without_a_place_in_the_checkpoint_is_refused(
+        self, here: Path, lm: CausalLMBackbone, tmp_path: Path
+    ) -> None:
+        shape = weight_shape(lm, LAYER)
+        vector = save_edit(lm, tmp_path, "vector", steer_output(normal(shape[0], seed=2, dtype=torch.float32), shape))
+        ended = sliders(here, "bake", vector, tmp_path / "new")
+        assert ended.code == 1
+        assert LAYER in ended.err
+        assert "bias" in ended.err
+        assert not (tmp_path / "new").exists()
+
+    def test_two_kinds_are_refused(self, here: Path, lm: CausalLMBackbone, mood: Path, tmp_path: Path) -> None:
+        shape = weight_shape(lm, LAYER)
+        vector = steer_output(normal(shape[0], seed=2, dtype=torch.float32), shape)
+        ended = sliders(here, "bake", f"[{mood},{save_edit(lm, tmp_path, 'v', vector, 'image')}]", tmp_path / "new")
+        assert ended.code == 1
+        assert "different models" in ended.err
+
+
 def test_preview_lets_the_formula_speak(here: Path, tmp_path: Path) -> None:
     arguments = ["--amounts", "[2]", "--pictures", 2, "--out", tmp_path / "out", *SHORT]
     ended = sliders(here, "preview", here / "mood.yaml", "--text", "true", *arguments)
@@ -171,17 +236,6 @@ def test_preview_lets_the_formula_speak(here: Path, tmp_path: Path) -> None:
     assert [row["amount"] for row in found["amounts"]] == [-2, 0, 2]
     assert found["prompts"] == ["how was your day", "the dog"]
     assert found["amounts"][0]["texts"] != found["amounts"][2]["texts"]
-
-
-def test_bake_writes_a_model_that_says_what_the_slider_said(
-    here: Path, lm: CausalLMBackbone, mood: Path, tmp_path: Path
-) -> None:
-    backbone = ["--backbone", "sliders.backbones.causal_lm.CausalLMBackbone", "--backbone.model", here / "lm"]
-    ended = run(cli.main, "bake", mood, tmp_path / "new", "--dial", 2, *backbone)
-    assert ended.code == 0, ended.err
-    made = CausalLMBackbone(str(tmp_path / "new"))
-    made.load()
-    assert response(made) == response(lm, (mood, 2.0)) != response(lm)
 
 
 class TestErrors:

@@ -1,5 +1,6 @@
 """Files of dials: `diffusers` for pictures, `peft` for language, `hinge` for two on one dial, `edit` for any edit."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from sliders.algebra.slider import Hinge, NamedDial, Slider
@@ -42,6 +43,20 @@ def of_language(path: Path) -> bool:
     return hinge.sides(path)[1].is_dir() if hinge.is_hinge(path) else path.is_dir()
 
 
+def all_of_language(paths: Sequence[Path]) -> bool:
+    """`of_language` of files that go together.
+
+    Raises:
+        SliderError: some are for models of pictures and some for language models; or there are none.
+    """
+    if not paths:
+        raise SliderError("the list of sliders is empty; give at least one")
+    kinds = {of_language(path) for path in paths}
+    if len(kinds) > 1:
+        raise SliderError("sliders of pictures and of language change different models; give those of one kind")
+    return kinds.pop()
+
+
 def save_like(made: Slider | Hinge, out: Path, parts: list[Path]) -> None:
     """Write a slider, or both sides of a hinge, in the layout of the files that it was made from.
 
@@ -55,10 +70,7 @@ def save_like(made: Slider | Hinge, out: Path, parts: list[Path]) -> None:
     """
     from sliders.formats import diffusers, hinge, peft
 
-    kinds = {of_language(path) for path in parts}
-    if len(kinds) > 1:
-        raise SliderError("sliders of pictures and of language do not compose; they change different models")
-    text = kinds.pop()
+    text = all_of_language(parts)
     first = hinge.sides(parts[0])[1] if hinge.is_hinge(parts[0]) else parts[0]
 
     def write(slider: Slider, place: Path) -> None:

@@ -159,7 +159,7 @@ def test_a_composition_is_one_file_that_plain_diffusers_loads(session: Session, 
     assert {part["name"]: part["dial"] for part in said["parts"]} == positions
     with pytest.raises(SliderError, match="nothing to download"):
         session.composition({"happy": 0.0})
-    with pytest.raises(SliderError, match="do not compose"):
+    with pytest.raises(SliderError, match="change different models"):
         session.composition({"happy": 1.0, "mood": 1.0})
 
 
