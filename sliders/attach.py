@@ -143,6 +143,17 @@ def displacements(model: nn.Module, owner: str, edit: Factored) -> Iterator[tupl
         yield module, element.displacement(weight, None if bias is None else bias.data)
 
 
+def check_names(dials: Sequence[Piecewise]) -> None:
+    """Of dials that go together.
+
+    Raises:
+        SliderError: two share one.
+    """
+    names = [dial.name for dial in dials]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise SliderError(f"two sliders are called {min(twice)!r}; give them different names")
+
+
 @contextmanager
 def attach(
     model: nn.Module, dials: Sequence[Dial], values: Mapping[str, float] | None = None, fold: bool = True
@@ -163,9 +174,7 @@ def attach(
         SliderError: two dials share a name, or one does not fit the model's layers.
     """
     shown = [_piecewise(dial) for dial in dials]
-    names = [dial.name for dial in shown]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise SliderError(f"two sliders are called {sorted(twice)[0]!r}; give them different names")
+    check_names(shown)
     turned = Dials({dial.name: dial.pieces() for dial in shown}, next((p.device for p in model.parameters()), None))
     parts: dict[str, list[tuple[int, LowRank]]] = {}
     for index, (name, piece) in enumerate((dial.name, piece) for dial in shown for piece in dial.pieces()):

@@ -13,7 +13,7 @@ from rich.table import Table
 from sliders import cli_text, formats
 from sliders.algebra.edit import Translation
 from sliders.algebra.slider import NamedDial
-from sliders.attach import attach, baked
+from sliders.attach import attach, baked, check_names
 from sliders.backbones.base import AbstractBackbone, DiffusionBackbone
 from sliders.backbones.causal_lm import CausalLMBackbone
 from sliders.cli_algebra import compose
@@ -56,7 +56,12 @@ def _listed(values: T | list[T] | None) -> list[T]:
 
 
 def _positions(sliders: Sequence[NamedDial], dial: float | list[float]) -> dict[str, float]:
-    """A position for every slider; one number turns them all."""
+    """A position for every slider; one number turns them all.
+
+    Raises:
+        SliderError: two have one name, or there are several numbers, but not one for each.
+    """
+    check_names(sliders)
     return {slider.name: at for slider, at in zip(sliders, one_each(dial, sliders), strict=True)}
 
 

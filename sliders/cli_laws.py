@@ -6,6 +6,7 @@ from typing import Literal
 
 from sliders import formats
 from sliders.algebra.slider import NamedDial, Slider
+from sliders.attach import check_names
 from sliders.backbones.base import DiffusionBackbone
 from sliders.backbones.causal_lm import CausalLMBackbone
 from sliders.cli_defaults import BASE, LANGUAGE
@@ -60,9 +61,7 @@ def laws(
     dials, twins = [formats.load_dial(path) for path in slider], [formats.load_dial(path) for path in twin or []]
     if twins and len(twins) != len(dials):
         raise SliderError(f"--twin has {len(twins)} files for {len(dials)} sliders; give one each, in the same order")
-    names = [dial.name for dial in dials]
-    if len(set(names)) < len(names):
-        raise SliderError(f"two sliders are called {max(names, key=names.count)!r}; give them different names")
+    check_names(dials)
     used = language if formats.all_of_language([*slider, *(twin or [])]) else backbone
     used.load()
     for dial in [] if any_base else [*dials, *twins]:
@@ -72,7 +71,7 @@ def laws(
     else:
         stage = stage_for(used, dials, scenes, prompts, sampling, speaking)
         if level == "behaviour":
-            report = laws_study.behaviour(stage, dials, dict(zip(names, twins, strict=False)))
+            report = laws_study.behaviour(stage, dials, dict(zip((dial.name for dial in dials), twins, strict=False)))
         else:
             report = _fitting(stage, slider, dials, out, seeds, steps)
     report.write(out)

@@ -244,6 +244,7 @@ class TestBake:
             torch.testing.assert_close(weight, wanted[name], msg=name)
         assert made.fingerprint() != base.fingerprint()
         DiffusionPipeline.from_pretrained(tmp_path / "new")
+        assert [path.name for path in tmp_path.iterdir()] == ["new"]
 
     def test_two_sliders_on_the_same_layers_add_up(self, here: World, base: UNetBackbone, tmp_path: Path) -> None:
         files = [save_slider(here, base, name, "xattn") for name in ("one", "two")]
@@ -274,6 +275,11 @@ WRONG: dict[str, tuple[Callable[[World, Path], list[object]], list[str]]] = {
     "no such concept": (lambda here, happy: ["preview", "/no/concept.yaml"], ["/no/concept.yaml"]),
     "amounts below 0": (lambda here, happy: ["preview", here.concept, "--amounts", "[-1, 1]"], ["--amounts"]),
     "bake to nowhere": (lambda here, happy: ["bake", happy], ["out"]),
+    "bake one slider twice": (
+        lambda here, happy: ["bake", f"[{happy}, {happy}]", "new", "--dial", "[1, -1]"],
+        ["happy"],
+    ),
+    "bake over the base": (lambda here, happy: ["bake", happy, here.model], ["model is there already"]),
 }
 
 

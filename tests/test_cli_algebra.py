@@ -285,3 +285,5 @@ class TestLaws:
         before = fitted.stat().st_mtime_ns
         assert self.laws(here, files, tmp_path / "out", "--level", "fitting", "--seeds", 1, "--steps", 2) == found
         assert fitted.stat().st_mtime_ns == before  # what is there is not trained again
+        self.laws(here, files, tmp_path / "out", "--level", "fitting", "--seeds", 1, "--steps", 1)
+        assert fitted.stat().st_mtime_ns != before  # but it is where it was made from something else

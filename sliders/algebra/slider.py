@@ -1,5 +1,6 @@
 """Dials: from a number to an edit."""
 
+import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -62,6 +63,15 @@ class Slider(Piecewise):
 
     def pieces(self) -> tuple[Piece, ...]:
         return (Piece(self.update),)
+
+    def digest(self) -> str:
+        """A hash of the layers and their factors, whatever the slider is called."""
+        content = hashlib.sha256()
+        for module, update in sorted(self.update.items()):
+            content.update(module.encode())
+            for factor in (update.A, update.B):
+                content.update(factor.detach().cpu().contiguous().numpy().tobytes())
+        return content.hexdigest()
 
     def __neg__(self) -> "Slider":
         """The same slider with its ends swapped; of the metadata only the base stays true."""

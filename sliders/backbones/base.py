@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import ClassVar
 
 import torch
@@ -74,9 +75,29 @@ class AbstractBackbone(ABC, nn.Module):
     def predict(self, state: TensorBatch, conditioning: TensorBatch) -> Tensor:
         """The model's prediction ``[n, ...]``, row by row."""
 
+    def export(self, folder: Path, replace: bool = False) -> None:
+        """Write the model as it is now in the layout its own library loads; the folder appears whole or not at all.
+
+        Args:
+            folder: of the new model.
+            replace: what is there already.
+
+        Raises:
+            SliderError: there is something already.
+        """
+        if folder.exists() and not replace:
+            raise SliderError(f"{folder} is there already; give the folder of a new model, or remove it")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as place:
+            made, old = Path(place) / "new", Path(place) / "old"
+            self.write(made)
+            if folder.exists():
+                folder.rename(old)
+            made.rename(folder)
+
     @abstractmethod
-    def export(self, folder: Path) -> None:
-        """Write the model as it is now in the layout its own library loads."""
+    def write(self, folder: Path) -> None:
+        """Write the model as it is now into a folder, in the layout its own library loads."""
 
     @abstractmethod
     def save_slider(self, slider: Slider, folder: Path) -> Path:

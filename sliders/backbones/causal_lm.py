@@ -163,7 +163,7 @@ class CausalLMBackbone(AbstractBackbone):
         block = re.match(_BLOCKS.format(blocks=r"\d+"), layer)
         return block is not None and (not self.hidden_layers or int(block[2]) < max(self.hidden_layers))
 
-    def export(self, folder: Path) -> None:
+    def write(self, folder: Path) -> None:
         self.lm.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 

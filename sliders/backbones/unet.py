@@ -140,5 +140,5 @@ class UNetBackbone(DiffusionBackbone):
         latents = finished["latents"] / self.vae.config.scaling_factor
         return torch.cat([self.vae.decode(x).sample for x in latents.split(32)]).clamp(-1, 1)
 
-    def export(self, folder: Path) -> None:
+    def write(self, folder: Path) -> None:
         self.pipeline.save_pretrained(folder)

@@ -122,7 +122,8 @@ def at_layer(backbone: CausalLMBackbone, name: str, side: Literal["input", "outp
 
         hook = backbone.get_submodule(name).register_forward_hook(keep)
         try:
-            backbone.log_probabilities(said, asked)
+            with torch.compiler.set_stance("force_eager"):  # a compiled model does not see the hook
+                backbone.log_probabilities(said, asked)
         except _Reached:
             pass
         finally:

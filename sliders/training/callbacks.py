@@ -213,5 +213,5 @@ class BakeModel(L.Callback):
         pl_module.detach_slider()
         folder = run_folder(trainer) / "model"
         with baked(pl_module.backbone, edit):
-            pl_module.backbone.export(folder)
+            pl_module.backbone.export(folder, replace=True)
         say(f"model    {folder} (the slider merged at {self.dial:g})")

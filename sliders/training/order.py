@@ -30,7 +30,8 @@ def fit_again(
 ) -> Slider:
     """Train by a run's configuration once more, with another seed or with another slider in place at dial 1.
 
-    With ``first`` in place, teacher and student both are the base with it.  A fit that is there already is read.
+    With ``first`` in place, teacher and student both are the base with it.  A fit that is there already, by the same
+    configuration, seed and steps and on the same slider, is read.
 
     Args:
         config: of the run.
@@ -43,9 +44,12 @@ def fit_again(
     from sliders.training.cli import SliderCLI
 
     folder = runs / name
+    note = folder / "made_from.txt"
+    key = repr((seed, steps, first and first.digest())) + "\n" + config.read_text(encoding="utf-8")
     for saved in (folder / f"{name}.safetensors", folder / name):
-        if saved.exists():
+        if saved.exists() and note.is_file() and note.read_text(encoding="utf-8") == key:
             return formats.load(saved)
+    note.unlink(missing_ok=True)
     arguments = ["--config", config, "--runs", runs, "--name", name, "--seed_everything", seed, "--data.seed", seed]
     arguments += ["--trainer.callbacks", "null", "--trainer.logger", "false", "--ckpt_path", "null"]
     arguments += [] if steps is None else ["--trainer.max_steps", steps]
@@ -61,4 +65,5 @@ def fit_again(
     fitted = cli.model.slider()
     named = Slider(name, fitted.update, fitted.metadata)
     cli.model.backbone.save_slider(named, folder)
+    note.write_text(key, encoding="utf-8")
     return named

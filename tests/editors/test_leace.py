@@ -106,3 +106,18 @@ def test_in_sequence_it_is_the_joint_fit_and_apart_it_is_not(seed: int) -> None:
     assert distance(erase(through(other, points), z1) @ other, joint) < 1e-5 * (1 + size(joint))
     assert distance(other @ first, joint) > 1e-3  # control: both fitted on the base
     assert not commutes(other, first)
+
+
+def test_a_layer_of_a_compiled_model_is_read(
+    model: CausalLMBackbone, mood: Concept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A forward that is compiled already takes no notice of a new hook."""
+    name, answers = writer(model, 1), answer(model, mood, Saying(tokens=8))
+
+    def states() -> Tensor:
+        return torch.cat([side.states for side in contrast(model, answers, at_layer(model, name, "output"))])
+
+    plain = states()
+    monkeypatch.setattr(model, "_network", torch.compile(model.lm.forward, backend="eager"))
+    model.log_probabilities(answers[0].said, model.encode(answers[0].positives[0]))
+    assert_close(states(), plain)
