@@ -33,7 +33,7 @@ from sliders.evaluation.plots import save_figure
 Section = Literal["step", "dials", "keys", "language", "language_training", "scaling", "start", "together", "effect"]
 SECTIONS: dict[Section, str] = {
     "step": "Step cost, 16 rows, against the student's forward and backward alone",
-    "dials": "Run-time dials on the embedded model; `rows` gives every row a dial of its own",
+    "dials": "Run-time dials on the embedded model, shared by all rows; `rows` gives every row a dial of its own",
     "keys": "The text's keys and values in a sampling step: below 5 %, so they are not kept from step to step",
     "language": "Tokens a second of SmolLM2-135M (dequantised from 4 bits) at batch 1",
     "language_training": "Training on SmolLM2-135M: the teacher's answers cached, against its passes in every step",

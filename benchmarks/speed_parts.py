@@ -197,6 +197,8 @@ def dials(counts: Sequence[int], batch: int, steps: int, repeats: int, moves: in
                 "rows": lambda ours=ours, rows=rows: ours(positions=rows),
                 "diffusers": lambda: sample(other, wanted, how),
             }
+            if batch == 1:
+                del runs["rows"]  # one row's dial is all rows'
             seconds = interleaved(runs, repeats, now)
             for k in range(20):
                 turned.set({used[0].name: k / 10})
@@ -205,7 +207,8 @@ def dials(counts: Sequence[int], batch: int, steps: int, repeats: int, moves: in
                 turned.set({used[0].name: 0.1 + k / moves})
             moving = (now() - began) / moves
             first = after_a_move(backbone, turned, now)
-        ratio = {f"{name} / base": seconds[name] / seconds["base"] for name in ("ours", "rows", "diffusers")}
+        others = ("ours", "rows", "diffusers")
+        ratio = {f"{name} / base": seconds[name] / seconds["base"] if name in seconds else "" for name in others}
         found.append(
             {"sliders": count, "pictures": batch, "base s": seconds["base"], **ratio, "move ms": moving * 1e3,
              "next call + ms": first * 1e3, "growth MB": _memory() - before}
