@@ -11,7 +11,7 @@ help:
 	@echo "make train   install into .venv and train a slider (CONFIG=$(CONFIG))"
 	@echo "make demo    install into .venv and open the demo in a browser at http://127.0.0.1:7860"
 	@echo "make test    install into .venv and run the unit tests"
-	@echo "make slow    the tests that train or sample the embedded model"
+	@echo "make slow    the tests that train or sample the embedded model and SmolLM2 (downloads it once, 93 MB)"
 	@echo "make check   lint and types"
 
 $(VENV)/.installed: pyproject.toml constraints.txt

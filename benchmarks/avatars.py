@@ -7,9 +7,12 @@ For each concept it trains the slider, measures it and its training-free oracle 
 import json
 import subprocess
 import sys
+import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import auto_cli
 from PIL import Image
 
@@ -27,6 +30,19 @@ CONCEPTS = ("smile", "surprise", "glasses", "beard", "hair_length", "hair_darkne
 DIALS = (-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0)
 ORACLE_DIALS = (-2.0, -1.0, 0.0, 1.0, 2.0)
 MODEL, JUDGE = Path("data/avatars/model"), Path("data/avatars/judge.safetensors")
+HEAD = """# Sliders of the embedded model, beside their oracles
+
+Written by `python -m benchmarks.avatars`. Each dial is measured on {pictures} held-out scenes, the oracle on
+{oracle_pictures} of them, with the same prompts and seeds at every position, {steps} sampling steps and guidance 4. The
+oracle is the formula itself, followed while sampling: what a slider that had learnt its target perfectly would show.
+
+- measured: the attribute that the judge reads, and the value whose mean probability stands at each dial
+- η: of training, and of the oracle
+- training: seconds, by the clock, with its pictures in between
+- worst drift: the largest change of any other attribute's mean probability against dial 0, on the worse side
+- Spearman: rank correlation of the dial and the slider's mean probability over {dials} dials
+
+"""
 
 
 def train(name: str, runs: Path) -> Path:
@@ -36,6 +52,33 @@ def train(name: str, runs: Path) -> Path:
         command = [sys.executable, "train.py", "--config", f"configs/avatars/{name}.yaml", "--runs", str(runs)]
         subprocess.run(command, check=True)
     return folder
+
+
+def settings(model: Mapping[str, Any]) -> str:
+    """The pool and the learning rate of a config's `model`; early ones name neither `growth` nor `kept`."""
+    pool, kept = model["states"]["init_args"], model["states"]["init_args"].get("kept")
+    growth = pool.get("growth", 1)
+    anew = f"every {pool['refresh']} steps" if growth == 1 else f"after {pool['refresh']} steps"
+    longer = "" if growth == 1 else f" and each one kept {growth:g} times as long as the one before"
+    states = "all states" if kept is None else f"{kept} states"
+    rate = model["optimizer"]["init_args"]["lr"]
+    return f"a pool made anew {anew}{longer}, {states} of each trajectory kept, learning rate {rate:g}"
+
+
+def how_trained(runs: Mapping[str, Path], base: Path = Path("configs/base.yaml")) -> str:
+    """What the runs' `config.yaml` say of their training, and whether it is the present default."""
+    default = settings(yaml.safe_load(base.read_text())["model"])
+    found: dict[str, list[str]] = {}
+    for name, folder in runs.items():
+        found.setdefault(settings(yaml.safe_load((folder / "config.yaml").read_text())["model"]), []).append(name)
+    lines = []
+    for how, names in found.items():
+        of = "The sliders" if len(found) == 1 else ", ".join(names)
+        where = "[configs/base.yaml](../configs/base.yaml)"
+        why = "[ADR 9](adr/0009-a-pool-is-kept-ever-longer.md) says why it changed"
+        then = f"which is the default of {where}" if how == default else f"not with the default of {where}; {why}"
+        lines.append(f"{of} were trained with {how}, {then}.")
+    return "\n".join(textwrap.fill(line, 120, break_long_words=False, break_on_hyphens=False) for line in lines)
 
 
 def row(name: str, eta: float, training: dict[str, Any], slider: DoseResponse, oracle: DoseResponse) -> str:
@@ -68,8 +111,8 @@ def main(
     backbone, judge, how = UNetBackbone(str(MODEL)), AttributeJudge.load(JUDGE), Sampling(steps=steps)
     backbone.load()
     lines: list[str] = []
-    for name in CONCEPTS:
-        folder = train(name, runs)
+    folders = {name: train(name, runs) for name in CONCEPTS}
+    for name, folder in folders.items():
         slider = slider_file.load(folder / f"{name}.safetensors")
         concept, eta = concept_of(slider), float(slider.metadata["sliders.eta"])
         training = json.loads(slider.metadata["sliders.training"])
@@ -95,9 +138,10 @@ def main(
         (evaluation_folder / "line.txt").write_text(lines[-1])
         print(lines[-1], flush=True)
     header = "| concept | measured | η | training | slider at −2 −1 0 1 2 | oracle at −2 −1 0 1 2 "
-    header += "| slider's worst drift at ±1, ±2 | oracle's | Spearman over 9 dials |"
-    table = "\n".join([header, "|---" * 9 + "|", *lines])
-    (out / "avatars_table.md").write_text(table + "\n")
+    header += "| slider's worst drift at ±1, ±2 | oracle's | Spearman |"
+    head = HEAD.format(pictures=pictures, oracle_pictures=oracle_pictures, steps=steps, dials=len(DIALS))
+    table = "\n".join([how_trained(folders), "", header, "|---" * 9 + "|", *lines])
+    (out / "avatars_table.md").write_text(head + table + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

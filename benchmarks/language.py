@@ -27,6 +27,28 @@ from sliders.formats.metadata import concept_of
 CONCEPTS = ("sentiment", "formality", "verbosity", "confidence", "pirate")
 DIALS = (-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0)
 SHOWN = (-2.0, -1.0, 0.0, 1.0, 2.0)
+HEAD = """# Sliders of SmolLM2-135M-Instruct, beside steering vectors: the tables
+
+Written by `python -m benchmarks.language`; [language.md](language.md) says what they show. Each dial is measured on
+{prompts} held-out messages, the same messages and seeds at every position. Columns with five numbers are at dials
+−2 −1 0 1 2.
+
+- score: which one it is (`sliders/evaluation/lexical.py`), and its mean over what the model says
+- training: seconds, by the clock
+- Spearman: rank correlation of the dial and the mean score, over nine dials for {thorough} and over five otherwise
+- perplexity: of neutral text (`data/text/neutral.txt`), which has nothing to do with the concept
+- KL to base: mean Kullback-Leibler divergence from the base on that text, in nats a token
+- repetition: share of a response's trigrams that it has said before
+- log-odds: log-probability a token of the first 24 responses, as the base gives it under the positive
+  instructions, less that under the negative ones
+
+"""
+EQUAL = """
+At equal effect: the coefficient at which the steering vector of the same concept reaches the slider's score, between
+{weakest:g} and {strongest:g} (read off the line between two measured ones), and what it costs there. Where the
+slider moves its score to the wrong side of the base's, there is no effect to compare.
+
+"""
 
 
 def train(name: str, runs: Path) -> Path:
@@ -81,11 +103,17 @@ def rows(slider: TextDose, vector: TextDose, seconds: float) -> tuple[str, list[
     line = [slider.concept, slider.score, f"{seconds:.0f} s", at(slider.response), f"{slider.spearman:.2f}"]
     line += [at(slider.perplexity, 1), at(slider.divergence, 3), at(slider.repetition, 3), at(slider.log_odds)]
     compared = []
+    base = slider.response[slider.dials.index(0.0)]
     for dial in (-2.0, -1.0, 1.0, 2.0):
         k = slider.dials.index(dial)
         own = f"{slider.perplexity[k]:.1f}, {slider.repetition[k]:.3f}"
         other = at_effect(vector, slider.response[k])
-        cells = ["not reached"] * 2 if other is None else [f"{other[0]:+.2f}", f"{other[1]:.1f}, {other[2]:.3f}"]
+        if (slider.response[k] - base) * dial < 0:
+            cells = [f"— (score {'below' if dial > 0 else 'above'} the base's)", "—"]
+        elif other is None:
+            cells = ["not reached"] * 2
+        else:
+            cells = [f"{other[0]:+.2f}", f"{other[1]:.1f}, {other[2]:.3f}"]
         compared.append(
             " | ".join([f"| {slider.concept}", f"{dial:+g}", f"{slider.response[k]:.2f}", own, *cells]) + " |"
         )
@@ -142,8 +170,10 @@ def main(
     head = "| concept | score | training | score at −2 −1 0 1 2 | Spearman | perplexity of neutral text "
     head += "| KL to base | repetition | log-odds |"
     second = "| concept | dial | score | slider: perplexity, repetition | vector's coefficient | its, at that score |"
-    lines = [head, "|---" * 9 + "|", *table, "", "At equal effect:", "", second, "|---" * 6 + "|", *comparison]
-    (out / "language_table.md").write_text("\n".join(lines) + "\n")
+    above = HEAD.format(prompts=prompts, thorough=", ".join(thorough) or "none")
+    between = EQUAL.format(weakest=min(strengths), strongest=max(strengths))
+    lines = [head, "|---" * 9 + "|", *table, between + second, "|---" * 6 + "|", *comparison]
+    (out / "language_table.md").write_text(above + "\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

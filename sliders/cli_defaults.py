@@ -1,4 +1,4 @@
-"""What the commands use where nothing else is said: the models that come with the package, and its judge."""
+"""What the commands use where nothing else is said: the models that come with this repository, and its judge."""
 
 from collections.abc import Sequence
 from pathlib import Path

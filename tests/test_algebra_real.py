@@ -1,4 +1,4 @@
-"""The algebra on the models and the trained sliders that come with the package."""
+"""The algebra on the models and the trained sliders that come with this repository."""
 
 from collections.abc import Mapping
 from pathlib import Path

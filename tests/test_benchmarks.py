@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import speed, speed_language, speed_parts, sweep
+from benchmarks import avatars, language, speed, speed_language, speed_parts, sweep
 from benchmarks.results import Results
 from benchmarks.speed_effect import PROCEDURES, doubled_student, train
 from benchmarks.speed_language import AskedAnew
@@ -14,6 +14,7 @@ from sliders.attach import Adapter
 from sliders.backbones.causal_lm import CausalLMBackbone
 from sliders.concept import Concept
 from sliders.evaluation.judge import AttributeJudge
+from sliders.evaluation.text import TextDose
 from sliders.losses.erasure import LogProbabilityLoss
 from sliders.training.data import ConceptData
 from sliders.training.responses import Responses
@@ -102,6 +103,50 @@ def test_a_figure_is_measured_once(tmp_path: Path) -> None:
     assert other.get("c", lambda: 3) == 3
     assert Results(file).values == {"a": 1, "b": 2, "c": 3}  # of both processes
     assert [path.name for path in file.parent.iterdir()] == ["figures.json"]
+
+
+BASE = """model:
+  states: {{ init_args: {{ {} }} }}
+  optimizer: {{ init_args: {{ lr: {} }} }}
+"""
+
+
+def test_the_avatars_table_says_how_its_sliders_were_trained(tmp_path: Path) -> None:
+    """By the runs' own configs: a default that has changed since is not what they were trained with."""
+    base = tmp_path / "base.yaml"
+    base.write_text(BASE.format("refresh: 10, growth: 3, kept: 2", 2.0e-3))
+    runs = {name: tmp_path / name for name in ("old", "older", "new")}
+    for folder in runs.values():
+        folder.mkdir()
+    (runs["old"] / "config.yaml").write_text(BASE.format("refresh: 34, growth: 1, kept: null", 1.0e-3))
+    (runs["older"] / "config.yaml").write_text(BASE.format("refresh: 34", 1.0e-3))
+    (runs["new"] / "config.yaml").write_text(BASE.format("refresh: 10, growth: 3.0, kept: 2", 0.002))
+    said = avatars.how_trained(runs, base).replace("\n", " ")
+    assert "old, older were trained with a pool made anew every 34 steps, all states of each trajectory kept" in said
+    assert "learning rate 0.001, not with the default" in said
+    assert "new were trained with a pool made anew after 10 steps and each one kept 3 times as long" in said
+    assert "2 states of each trajectory kept, learning rate 0.002, which is the default" in said
+    alone = avatars.how_trained({"new": runs["new"]}, base)
+    assert alone.startswith("The sliders were trained")
+    assert "ADR" not in alone
+
+
+def test_no_effect_is_compared_where_the_score_moves_the_wrong_way() -> None:
+    """The vector would reach that score too, on its other side, and nothing would follow from it."""
+
+    def dose(dials: list[float], response: list[float]) -> TextDose:
+        flat = [0.0] * len(dials)
+        return TextDose("c", dials, [], "s", response, flat, 1.0, {}, flat, flat, flat, flat, flat, [])
+
+    slider = dose([-2, -1, 0, 1, 2], [-1.0, 2.0, 1.0, 0.5, 1.5])
+    line, compared = language.rows(slider, dose([-1, 0, 1], [-2.0, 1.0, 4.0]), 1.0)
+    assert line.startswith("| c | s | 1 s | -1.00 2.00 1.00 0.50 1.50 |")
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in compared]
+    assert [row[1] for row in cells] == ["-2", "-1", "+1", "+2"]
+    assert cells[0][4] == "-0.67"
+    assert cells[1][4:] == ["— (score above the base's)", "—"]
+    assert cells[2][4:] == ["— (score below the base's)", "—"]
+    assert cells[3][4] == "+0.17"
 
 
 @pytest.mark.slow
