@@ -21,6 +21,7 @@ from sliders.concept import Concept
 from sliders.editors.steering import fit_steering
 from sliders.evaluation.plots import save_figure, text_dose_figure
 from sliders.evaluation.text import Speaking, TextDose, evaluate_text
+from sliders.files import write_text
 from sliders.formats import peft
 from sliders.formats.metadata import concept_of
 
@@ -67,8 +68,7 @@ def load_or_measure(file: Path, measure: Callable[[], TextDose]) -> TextDose:
     if file.exists():
         return TextDose(**json.loads(file.read_text()))
     dose = measure()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(dose.to_dict(), indent=1))
+    write_text(file, json.dumps(dose.to_dict(), indent=1))
     return dose
 
 
@@ -143,7 +143,7 @@ def main(
     head += "| KL to base | repetition | log-odds |"
     second = "| concept | dial | score | slider: perplexity, repetition | vector's coefficient | its, at that score |"
     lines = [head, "|---" * 9 + "|", *table, "", "At equal effect:", "", second, "|---" * 6 + "|", *comparison]
-    (out / "language_table.md").write_text("\n".join(lines) + "\n")
+    write_text(out / "language_table.md", "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

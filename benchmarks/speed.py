@@ -29,6 +29,7 @@ from sliders.concept import Concept
 from sliders.console import hush_libraries
 from sliders.evaluation.judge import AttributeJudge
 from sliders.evaluation.plots import save_figure
+from sliders.files import write_text
 
 Section = Literal["step", "dials", "keys", "language", "language_training", "scaling", "start", "together", "effect"]
 SECTIONS: dict[Section, str] = {
@@ -227,8 +228,7 @@ def main(
     head = "# Speed\n\n`python -m benchmarks.speed` measures this; steps, dials and language are medians "
     head += "of runs taken in turn, training to effect is a median over seeds, and whole runs are timed once. "
     head += f"Only the ratios mean something elsewhere. Last measured on {where}.\n\n![](speed.png)\n"
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "speed.md").write_text("\n".join([head, *parts]))
+    write_text(out / "speed.md", "\n".join([head, *parts]))
     picture(shown, curves, out / "speed.png")
     print("\n".join(parts))
 
