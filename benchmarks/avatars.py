@@ -23,6 +23,7 @@ from sliders.evaluation.judge import AttributeJudge
 from sliders.evaluation.plots import dose_response_figure, save_figure
 from sliders.evaluation.report import Evaluation, evaluate_dial, write_report
 from sliders.evaluation.sampling import Sampling, sample_oracle
+from sliders.files import replacing, write_text
 from sliders.formats import diffusers as slider_file
 from sliders.formats.metadata import concept_of
 
@@ -129,19 +130,20 @@ def main(
         made = sample_oracle(backbone, concept, eta, evaluation.wanted[:oracle_pictures], ORACLE_DIALS, how)
         oracle = dose_response(judge, concept.measure, made, ORACLE_DIALS)
         write_report(evaluation, evaluation_folder, name)
-        (evaluation_folder / "oracle.json").write_text(json.dumps(oracle.to_dict(), indent=1))
+        write_text(evaluation_folder / "oracle.json", json.dumps(oracle.to_dict(), indent=1))
         figure = dose_response_figure(name, {"slider": evaluation.dose, "oracle": oracle})
         save_figure(figure, evaluation_folder / "dose_response.png")
         for picture in ("strip", "dose_response"):
-            Image.open(evaluation_folder / f"{picture}.png").quantize(128).save(out / f"{name}_{picture}.png")
+            with replacing(out / f"{name}_{picture}.png") as new:
+                Image.open(evaluation_folder / f"{picture}.png").quantize(128).save(new)
         lines.append(row(name, eta, training, evaluation.dose, oracle))
-        (evaluation_folder / "line.txt").write_text(lines[-1])
+        write_text(evaluation_folder / "line.txt", lines[-1])
         print(lines[-1], flush=True)
     header = "| concept | measured | η | training | slider at −2 −1 0 1 2 | oracle at −2 −1 0 1 2 "
     header += "| slider's worst drift at ±1, ±2 | oracle's | Spearman |"
     head = HEAD.format(pictures=pictures, oracle_pictures=oracle_pictures, steps=steps, dials=len(DIALS))
     table = "\n".join([how_trained(folders), "", header, "|---" * 9 + "|", *lines])
-    (out / "avatars_table.md").write_text(head + table + "\n", encoding="utf-8")
+    write_text(out / "avatars_table.md", head + table + "\n")
 
 
 if __name__ == "__main__":

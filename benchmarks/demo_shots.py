@@ -13,6 +13,7 @@ from demo.opening import open_session
 from sliders.backbones.causal_lm import CausalLMBackbone
 from sliders.backbones.unet import UNetBackbone
 from sliders.console import hush_libraries, say
+from sliders.files import replacing
 from tests.demo.browser import Page, chromium
 
 WIDTHS = (1280, 390)
@@ -29,7 +30,6 @@ def demo_shots(
         shots: which.
     """
     hush_libraries()
-    out.mkdir(parents=True, exist_ok=True)
     found: list[str] = []
     with tempfile.TemporaryDirectory() as folder, chromium(Path(folder)) as driver:
         judge = Path("data/avatars/judge.safetensors")
@@ -46,7 +46,8 @@ def demo_shots(
                 page.size(width)
                 picture = Image.open(io.BytesIO(page.shot())).convert("RGB")
                 file = out / f"{shot}_{width}.png"
-                picture.quantize(COLOURS, dither=Image.Dither.NONE).save(file, optimize=True)
+                with replacing(file) as new:
+                    picture.quantize(COLOURS, dither=Image.Dither.NONE).save(new, optimize=True)
                 say(f"{file}  {file.stat().st_size // 1024} KB")
             page.size(WIDTHS[0])
         app.close(verbose=False)

@@ -35,6 +35,7 @@ from sliders.editors.rome import ROME
 from sliders.evaluation.in_context import Task, solved
 from sliders.evaluation.rewriting import rate_rewrites
 from sliders.evaluation.text import NEUTRAL, on_neutral_text
+from sliders.files import write_text
 
 CONFIGS = Path("configs/editors")
 TUNING = Path("data/text/edits/tuning.yaml")
@@ -134,10 +135,7 @@ def does_a_task(backbone: CausalLMBackbone, editor: FunctionVector) -> dict[str,
 def kept(file: Path, measure: Callable[[], dict[str, Row]]) -> dict[str, Row]:
     """A measurement that is kept in a file."""
     if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_name(f".{file.name}.tmp")
-        temporary.write_text(json.dumps(measure(), indent=1))
-        temporary.replace(file)
+        write_text(file, json.dumps(measure(), indent=1))
         print(file, file.read_text(), flush=True)
     return json.loads(file.read_text())
 
@@ -233,7 +231,7 @@ def main(runs: Path = Path("runs/edits"), out: Path = Path("docs/edits_language.
         for name, r in task.items()
     ]
     before = out.read_text().partition("\n| ")[0].rstrip() + "\n\n" if out.exists() else ""
-    out.write_text(before + "\n".join(lines) + "\n", encoding="utf-8")
+    write_text(out, before + "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

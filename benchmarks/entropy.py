@@ -26,6 +26,7 @@ from sliders.console import hush_libraries
 from sliders.evaluation.plots import plt, save_figure
 from sliders.evaluation.statistics import Estimate, bootstrap, rank_correlation
 from sliders.fetch import fetch
+from sliders.files import write_text
 from sliders.formats.checkpoint import Checkpoint
 
 SCALES = (1.0, 4.0, 16.0, 64.0)
@@ -97,10 +98,7 @@ def rows_of(file: Path, twin: Path | None, base: Checkpoint, kept: Path, layers:
         shape = (weight.shape[0], weight.shape[1])
         size = float(update.norm() / weight.norm())
         rows.append(Row(slider.name, module, shape, size, plain, changes, by_chance, cosine))
-    kept.mkdir(parents=True, exist_ok=True)
-    temporary = place.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"key": key, "rows": [asdict(row) for row in rows]}))
-    temporary.replace(place)
+    write_text(place, json.dumps({"key": key, "rows": [asdict(row) for row in rows]}))
     return rows
 
 
@@ -266,7 +264,7 @@ def main(
             save_figure(figure, out / f"entropy_{short}_{kind}.png")
         lines += page(title, short, rows)
         print("\n".join(lines[-30:]), flush=True)
-    (out / "entropy.md").write_text("\n".join(lines))
+    write_text(out / "entropy.md", "\n".join(lines))
 
 
 if __name__ == "__main__":

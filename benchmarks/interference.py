@@ -27,6 +27,7 @@ from sliders.evaluation.sampling import Sampling
 from sliders.evaluation.stages import stage_for
 from sliders.evaluation.statistics import Estimate
 from sliders.evaluation.text import Speaking
+from sliders.files import replacing, write_text
 from sliders.training.order import config_of, fit_again
 
 AVATARS = ("smile", "surprise", "glasses", "beard", "hair_length", "hair_darkness")
@@ -84,7 +85,8 @@ def page(title: str, data: dict[str, Any], picture: Path) -> list[str]:
         forecast = Forecast(**{**plain, "correlation": Estimate(**plain["correlation"])})
         predictions = [f"{predicted:.3f}" for predicted in forecast.predicted]
         save_figure(scatter_figure(forecast, [tuple(pair["of"]) for pair in pairs]), picture)
-        Image.open(picture).quantize(64).save(picture)
+        with replacing(picture) as new:
+            Image.open(picture).quantize(64).save(new)
         lines += [f"![predicted against measured]({picture.name})", ""]
     lines += ["| pair | predicted | measured | between twins | p of more than twins |", "|---|---|---|---|---|"]
     for pair, predicted in zip(pairs, predictions, strict=True):
@@ -133,7 +135,7 @@ def main(
         data = measure(backbone, files, runs / "interference" / short, twins, count, steps, tokens)
         lines += page(title, data, out / f"interference_{short}.png")
         print("\n".join(lines[-30:]), flush=True)
-    (out / "interference.md").write_text("\n".join(lines))
+    write_text(out / "interference.md", "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from sliders.concept import Concept
 from sliders.editors.steering import fit_steering
 from sliders.evaluation.plots import save_figure, text_dose_figure
 from sliders.evaluation.text import Speaking, TextDose, evaluate_text
+from sliders.files import write_text
 from sliders.formats import peft
 from sliders.formats.metadata import concept_of
 
@@ -89,8 +90,7 @@ def load_or_measure(file: Path, measure: Callable[[], TextDose]) -> TextDose:
     if file.exists():
         return TextDose(**json.loads(file.read_text()))
     dose = measure()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(dose.to_dict(), indent=1))
+    write_text(file, json.dumps(dose.to_dict(), indent=1))
     return dose
 
 
@@ -173,7 +173,7 @@ def main(
     above = HEAD.format(prompts=prompts, thorough=", ".join(thorough) or "none")
     between = EQUAL.format(weakest=min(strengths), strongest=max(strengths))
     lines = [head, "|---" * 9 + "|", *table, between + second, "|---" * 6 + "|", *comparison]
-    (out / "language_table.md").write_text(above + "\n".join(lines) + "\n", encoding="utf-8")
+    write_text(out / "language_table.md", above + "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

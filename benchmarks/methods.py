@@ -23,6 +23,7 @@ from sliders.evaluation.methods import Study
 from sliders.evaluation.sampling import Sampling, scenes
 from sliders.evaluation.stages import picture_stage, text_stage
 from sliders.evaluation.text import Speaking
+from sliders.files import write_text
 
 OF_ONE = ("idempotence", "oddness", "additivity to -2", "additivity to +2", "curvature")
 OF_TWO = ("interaction", "order of application", "order of fitting")
@@ -100,8 +101,7 @@ def main(
         report.refits_table(told_pairs),
         *(report.chain_list(names, orders) for names, orders in told_chains.items()),
     ]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text("\n\n".join(page) + "\n", encoding="utf-8")
+    write_text(out, "\n\n".join(page) + "\n")
     print(f"{time.monotonic() - start:6.0f} s  {out}", flush=True)
 
 

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sliders.files import write_text
+
 
 class Results:
     """What has been measured, in a file that is whole after every figure; several processes may add to it."""
@@ -21,10 +23,7 @@ class Results:
         if key not in self.values:
             found = measure()
             self.values = {**self._kept(), key: found}
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            temporary = self.file.with_name(f".{self.file.name}.tmp")
-            temporary.write_text(json.dumps(self.values, indent=1))
-            temporary.replace(self.file)
+            write_text(self.file, json.dumps(self.values, indent=1))
         return self.values[key]
 
 

@@ -29,6 +29,7 @@ from sliders.concept import Concept
 from sliders.console import hush_libraries
 from sliders.evaluation.judge import AttributeJudge
 from sliders.evaluation.plots import save_figure
+from sliders.files import write_text
 
 Section = Literal["step", "dials", "keys", "language", "language_training", "scaling", "start", "together", "effect"]
 SECTIONS: dict[Section, str] = {
@@ -128,7 +129,7 @@ def picture(shown: dict[str, Any], curves: dict[str, list[dict[str, Any]]], file
             left.plot(*zip(*points, strict=True), "o-", color=color, markersize=3, label=None if k else name)
     left.axhline(EFFECT, color="#d0d7de", zorder=0)
     left.set(title="training to effect", xlabel="seconds of training", ylabel="effect between dials -1 and 1")
-    for row in ("ours / base", "rows / base", "diffusers / base"):
+    for row in ("ours / base", "diffusers / base"):
         points = [(r["sliders"], r[row]) for r in shown.get("dials", []) if r["pictures"] == 1]
         if points:
             right.plot(*zip(*points, strict=True), "o-", label=row.removesuffix(" / base"))
@@ -227,8 +228,7 @@ def main(
     head = "# Speed\n\n`python -m benchmarks.speed` measures this; steps, dials and language are medians "
     head += "of runs taken in turn, training to effect is a median over seeds, and whole runs are timed once. "
     head += f"Only the ratios mean something elsewhere. Last measured on {where}.\n\n![](speed.png)\n"
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "speed.md").write_text("\n".join([head, *parts]))
+    write_text(out / "speed.md", "\n".join([head, *parts]))
     picture(shown, curves, out / "speed.png")
     print("\n".join(parts))
 

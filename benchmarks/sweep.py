@@ -21,6 +21,7 @@ from sliders.concept import Concept
 from sliders.console import hush_libraries
 from sliders.evaluation.judge import AttributeJudge
 from sliders.evaluation.plots import save_figure
+from sliders.files import write_text
 from sliders.training.states import Pool, Rollout
 
 DEFAULT = Procedure()
@@ -122,8 +123,7 @@ def main(
     head = f"# Sweep\n\n`python -m benchmarks.sweep` measures this: smile, {steps} steps, our default with one thing "
     head += f"changed; effect (between dials -1 and 1) after every {every} steps and drift at the end, on {pictures} "
     head += "held-out scenes.\n\n![](sweep.png)\n\n"
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "sweep.md").write_text(head + body + "\n")
+    write_text(out / "sweep.md", head + body + "\n")
     picture(curves, out / "sweep.png")
     print(body)
 

@@ -73,7 +73,8 @@ def _read_adapter(file: Path, metadata: Mapping[str, str], ranks: Mapping[str, i
         try:
             return peft.load(folder)
         except SliderError as error:
-            raise SliderError(str(error).replace(str(folder / peft.WEIGHTS), str(file))) from None
+            said = str(error).replace(str(folder / peft.WEIGHTS), str(file))
+            raise SliderError(said.replace(str(folder / peft.CONFIG), str(file))) from None
 
 
 def _believed(metadata: Mapping[str, str]) -> dict[str, str]:

@@ -34,6 +34,7 @@ from sliders.evaluation.report import STRIP_ROWS, evaluate_dial, heldout_prompts
 from sliders.evaluation.sampling import Sampling, Scene, sample, sample_oracle, scenes
 from sliders.evaluation.text import Speaking
 from sliders.fetch import fetch as fetch_model
+from sliders.files import replacing
 from sliders.formats.metadata import check_base, concept_of
 
 T = TypeVar("T")
@@ -131,9 +132,9 @@ def preview(
     backbone.load()
     wanted = scenes(heldout_prompts(what), pictures)
     made = sample_oracle(backbone, what, 1.0, wanted, both, sampling)
-    out.mkdir(parents=True, exist_ok=True)
     prompts = [s.prompt for s in wanted[:STRIP_ROWS]]
-    strip(made[:, :STRIP_ROWS], both, prompts, f"{what.name}: the oracle over dial x eta").save(out / "strip.png")
+    with replacing(out / "strip.png") as new:
+        strip(made[:, :STRIP_ROWS], both, prompts, f"{what.name}: the oracle over dial x eta").save(new)
     if judge is not None and what.measure is not None:
         dose = dose_response(AttributeJudge.load(judge), what.measure, made, both)
         table = Table("dial x eta", f"{dose.attribute} = {dose.value}", "worst drift", "of", title=what.name)
@@ -190,8 +191,8 @@ def generate(
         pictures = torch.stack([pictures, turned], 1).flatten(0, 1)
         columns = [label for number in seeds for label in (f"seed {number}: base", "turned")]
     title = "  ".join(f"{name} {dial_label(p)}" for name, p in positions.items())
-    out.parent.mkdir(parents=True, exist_ok=True)
-    grid(pictures, columns, prompts, title).save(out)
+    with replacing(out) as new:
+        grid(pictures, columns, prompts, title).save(new)
     say(f"grid    {out}")
 
 

@@ -22,6 +22,7 @@ from sliders.evaluation.text import (
     say_with_oracle,
     write_text_report,
 )
+from sliders.files import write_text
 from sliders.formats.metadata import concept_of
 
 
@@ -57,8 +58,7 @@ def preview(
         found.append({**row, "repetition": repetition(said), "texts": said})
         shown = (f"{mean:.2f}", f"{odds:+.3f}", f"{distinct(said):.2f}", f"{repetition(said):.3f}")
         table.add_row(dial_label(amount), *shown)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "preview.json").write_text(json.dumps({"prompts": messages, "amounts": found}, indent=1))
+    write_text(out / "preview.json", json.dumps({"prompts": messages, "amounts": found}, indent=1))
     for amount, said in zip(amounts, texts, strict=True):
         say(f"{dial_label(amount)}: {said[0]}")
     say(table, f"texts   {out / 'preview.json'}")

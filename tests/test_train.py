@@ -56,7 +56,7 @@ class TestRun:
         names = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
         assert {"happy.safetensors", "strip.png", "metrics.json", "config.yaml", "checkpoints/last.ckpt"} <= names
         assert any("tfevents" in name for name in names)
-        assert not any(name.endswith(".tmp") for name in names)
+        assert not any(part.startswith(".") for name in names for part in Path(name).parts)
 
     def test_it_says_where_the_slider_is_and_how_to_use_it(self, finished: tuple[Path, Ended]) -> None:
         folder, ended = finished

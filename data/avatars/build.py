@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 from data.avatars import corpus
+from sliders.files import replacing
 
 HERE = Path(__file__).parent
 CACHE = HERE / "cache"
@@ -141,8 +142,8 @@ def diffusion(steps: int = 4200, batch: int = 32, start_from: Path | None = None
         autoencoder = AutoencoderKL.from_pretrained(CACHE / "vae" / "trained").eval()
         with torch.no_grad():
             parts = [autoencoder.encode(x).latent_dist.mean for x in pictures("train").split(100)]  # pyright: ignore[reportAttributeAccessIssue]
-        latents_file.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(torch.cat(parts) * autoencoder.config["scaling_factor"], latents_file)
+        with replacing(latents_file) as new:
+            torch.save(torch.cat(parts) * autoencoder.config["scaling_factor"], new)
     latents = torch.load(latents_file, weights_only=True)
     dataset = CaptionedLatents(latents, data.avatars, tokenizer)
     sampler = RandomSampler(dataset, replacement=True, num_samples=steps * batch)

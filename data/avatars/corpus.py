@@ -15,6 +15,7 @@ import numpy as np
 
 from data.avatars.attributes import VALUES, Avatar, is_defined, sample_avatar
 from data.avatars.render import render
+from sliders.files import replacing
 
 SPLITS = {"train": 20_000, "judge": 8_000, "test": 2_000}
 _CHUNK = 500
@@ -57,15 +58,13 @@ def _draw(task: tuple[str, int, int]) -> np.ndarray:
 def load(split: str, cache: Path, count: int | None = None) -> Corpus:
     """The first ``count`` avatars of a split, drawn on first use and kept in ``cache``."""
     count = SPLITS[split] if count is None else count
-    cache.mkdir(parents=True, exist_ok=True)
     file = cache / f"{split}-{count}.npy"
     if not file.exists():
         tasks = [(split, i, min(i + _CHUNK, count)) for i in range(0, count, _CHUNK)]
         with ProcessPoolExecutor(os.cpu_count()) as pool:
             images = np.concatenate(list(pool.map(_draw, tasks)))
-        temporary = file.with_suffix(".tmp.npy")
-        np.save(temporary, images)
-        temporary.rename(file)
+        with replacing(file) as new:
+            np.save(new, images)
     return Corpus(np.load(file), [avatar_at(split, i) for i in range(count)])
 
 

@@ -21,6 +21,7 @@ from sliders.backbones.unet import UNetBackbone
 from sliders.evaluation.judge import AttributeJudge
 from sliders.evaluation.plots import grid
 from sliders.evaluation.sampling import Sampling, Scene, sample
+from sliders.files import replacing, write_text
 from sliders.formats import diffusers as slider_file
 
 
@@ -81,10 +82,10 @@ def measure(
     quality["followed"] = {
         n: sum(c[0] for c in per.values()) / sum(c[1] for c in per.values()) for n, per in counts.items()
     }
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "quality.json").write_text(json.dumps(quality, indent=1) + "\n")
+    write_text(out / "quality.json", json.dumps(quality, indent=1) + "\n")
     shown = pictures[:64].unflatten(0, (8, 8)).transpose(0, 1)
-    grid(shown, [""] * 8, [""] * 8, "64 held-out captions, guidance 4, 25 DDIM steps").save(out / "samples.png")
+    with replacing(out / "samples.png") as new:
+        grid(shown, [""] * 8, [""] * 8, "64 held-out captions, guidance 4, 25 DDIM steps").save(new)
     print(json.dumps(quality, indent=1))
 
 

@@ -161,10 +161,6 @@ class LowRank:
         share = s / s.sum().clamp_min(torch.finfo(s.dtype).tiny)
         return -torch.special.xlogy(share, share).sum()
 
-    def effective_rank(self) -> Tensor:
-        """The exponential of the spectral entropy (Roy and Vetterli 2007): between 1 and the true rank."""
-        return self.spectral_entropy().exp()
-
     def _support(self) -> tuple[Tensor, Tensor, Tensor]:
         """The SVD without what is rounding, as `torch.linalg.matrix_rank` judges it in the factors' precision."""
         u, s, vh = self.svd()

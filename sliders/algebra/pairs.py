@@ -81,16 +81,6 @@ def pairwise_layers(
     return Pairs(tuple(names), norms, means.pop("inner"), **means)
 
 
-def principal_cosines(a: LowRank, b: LowRank) -> tuple[Tensor, Tensor]:
-    """Cosines of the principal angles between two updates' column spaces, and between their row spaces.
-
-    Both are largest first, and as many as the smaller of the two true ranks.
-    """
-    columns = torch.linalg.svdvals(a.column_space().T @ b.column_space())
-    rows = torch.linalg.svdvals(a.row_space().T @ b.row_space())
-    return columns.clamp_max(1), rows.clamp_max(1)
-
-
 _QUANTITIES = ("columns", "rows", "writing", "reading", "interference")
 
 

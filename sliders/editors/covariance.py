@@ -18,6 +18,7 @@ from sliders.concept import read_prompts
 from sliders.editors.recall import reading, run
 from sliders.errors import SliderError
 from sliders.fetch import cache_folder
+from sliders.files import replacing
 
 
 @dataclass(frozen=True)
@@ -90,11 +91,8 @@ class Covariance:
             return None
 
     def _keep(self, backbone: CausalLMBackbone, layer: str, moment: Tensor, tokens: int) -> None:
-        file = self._file(backbone, layer)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_name(f".{file.name}.tmp")
-        save_file({"moment": moment.contiguous()}, temporary, {"layer": layer, "tokens": str(tokens)})
-        temporary.replace(file)
+        with replacing(self._file(backbone, layer)) as new:
+            save_file({"moment": moment.contiguous()}, new, {"layer": layer, "tokens": str(tokens)})
 
 
 def ridged(moment: Tensor, ridge: float) -> Tensor:

@@ -8,11 +8,10 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from sliders.backbones.base import DiffusionBackbone, guided
-from sliders.batch import join
+from sliders.backbones.base import DiffusionBackbone
 from sliders.concept import Measure
 from sliders.evaluation.judge import AttributeJudge
-from sliders.evaluation.sampling import Sampling, Scene, Turn, conditionings
+from sliders.evaluation.sampling import Sampling, Scene, Turn, visited
 
 
 @dataclass(frozen=True)
@@ -124,13 +123,8 @@ def straightness(
     backbone: DiffusionBackbone, turn: Turn, wanted: Sequence[Scene], how: Sampling | None = None
 ) -> Straightness:
     """Measure the dial's change ``d(s)`` of the prediction at a third of the base's own states."""
-    how = how or Sampling()
-    prompt, empty = conditionings(backbone, [s.prompt for s in wanted])
-    start = backbone.start([s.seed for s in wanted])
-    path = list(backbone.trajectory(guided(backbone, prompt, empty, how.guidance), start, how.steps))[:-1]
-    kept = path[1::3] or path
-    state = join(kept)
-    prompts = [s.prompt for s in wanted] * len(kept)
+    state, scene = visited(backbone, wanted, how or Sampling())
+    prompts = [wanted[i].prompt for i in scene.tolist()]
 
     def predict(position: float) -> Tensor:
         with turn(torch.full((len(prompts),), position, device=backbone.device)):

@@ -93,6 +93,7 @@ def _edit_in(file: Path) -> Affine:
 
 def _content(file: Path) -> str:
     parts = sorted(file.rglob("*.safetensors")) if file.is_dir() else [file]
+    parts = [part for part in parts if not any(n.startswith(".") for n in part.relative_to(file).parts)]  # half-written
     return hashlib.sha256(b"".join(part.read_bytes() for part in parts)).hexdigest()
 
 

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sliders.errors import SliderError
+from sliders.files import replacing
 
 
 class _Block(nn.Module):
@@ -71,9 +72,8 @@ class AttributeJudge(nn.Module):
     def save(self, file: Path) -> None:
         """Write weights (float16) and values into one safetensors file."""
         state = {k: v.detach().half().contiguous() for k, v in self.state_dict().items()}
-        temporary = file.with_name(file.name + ".tmp")
-        save_file(state, temporary, {"values": json.dumps(self.values), "width": str(self.width)})
-        temporary.replace(file)
+        with replacing(file) as new:
+            save_file(state, new, {"values": json.dumps(self.values), "width": str(self.width)})
 
     @classmethod
     def load(cls, file: Path) -> "AttributeJudge":

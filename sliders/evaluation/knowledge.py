@@ -20,6 +20,7 @@ from sliders.errors import SliderError
 from sliders.evaluation.lexical import repetition
 from sliders.evaluation.sampling import Turn
 from sliders.evaluation.text import Speaking, on_neutral_text
+from sliders.files import write_text
 
 
 @dataclass(frozen=True)
@@ -204,9 +205,6 @@ def evaluate_erasure(
 
 def write_erasure_report(erased: Erased, folder: Path) -> None:
     """Write `erasure.json` and `answers.md`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / ".erasure.json.tmp"
-    temporary.write_text(json.dumps(asdict(erased), indent=1))
-    temporary.replace(folder / "erasure.json")
+    write_text(folder / "erasure.json", json.dumps(asdict(erased), indent=1))
     lines = [f"- **{question}**\n  - before: {one}\n  - after: {two}" for question, one, two in erased.answers]
-    (folder / "answers.md").write_text("\n".join(lines) + "\n")
+    write_text(folder / "answers.md", "\n".join(lines) + "\n")

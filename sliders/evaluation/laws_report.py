@@ -18,6 +18,7 @@ from sliders.evaluation.interference import Forecast
 from sliders.evaluation.laws import STRAIGHT, Measured
 from sliders.evaluation.laws import Path as DialPath
 from sliders.evaluation.plots import plt
+from sliders.files import write_text
 
 _INK, _BLUE, _GREY = "#1b1f24", "#30638e", "#8d96a3"
 _STYLE = """body{font:16px/1.5 system-ui,sans-serif;color:#1b1f24;max-width:60rem;margin:2rem auto;padding:0 1rem}
@@ -75,12 +76,8 @@ class LawsReport:
 
     def write(self, folder: Path) -> None:
         """Write `NAME.json` and `NAME.html`, a page that needs nothing else."""
-        folder.mkdir(parents=True, exist_ok=True)
-        files = ((f"{self.name}.json", json.dumps(self.data, indent=1)), (f"{self.name}.html", self.page()))
-        for name, text in files:
-            temporary = folder / f".{name}.tmp"
-            temporary.write_text(text, encoding="utf-8")
-            temporary.replace(folder / name)
+        write_text(folder / f"{self.name}.json", json.dumps(self.data, indent=1))
+        write_text(folder / f"{self.name}.html", self.page())
 
     def page(self) -> str:
         """The report as HTML with its pictures inside."""

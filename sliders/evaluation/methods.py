@@ -33,6 +33,7 @@ from sliders.attach import attach, baked, layer_weights
 from sliders.evaluation.fits import Fits, hash_of
 from sliders.evaluation.laws import Gap, Measured, interaction, judge, path
 from sliders.evaluation.stages import Behaviour, Stage
+from sliders.files import write_text
 
 VERSION = 1
 """Of what the cells mean; another one is measured anew."""
@@ -58,11 +59,7 @@ class Study:
         key = hash_of([VERSION, kind, list(fits), list(state.shape), f"{float(state.square().sum()):.6e}"])
         file = self.folder / "cells" / f"{kind}-{key}.json"
         if not file.is_file():
-            found = measure()
-            file.parent.mkdir(parents=True, exist_ok=True)
-            temporary = file.with_name(f".{file.name}.tmp")
-            temporary.write_text(json.dumps(found, indent=1))
-            temporary.replace(file)
+            write_text(file, json.dumps(measure(), indent=1))
         return json.loads(file.read_text())
 
     def _change(self, edit: Factored) -> Tensor:

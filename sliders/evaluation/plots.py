@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from sliders.evaluation.dose import DoseResponse
+from sliders.files import replacing
 
 if TYPE_CHECKING:
     from sliders.evaluation.text import TextDose
@@ -120,6 +121,6 @@ def text_dose_figure(doses: Mapping[str, "TextDose"]) -> Figure:
 
 def save_figure(figure: Figure, file: Path) -> None:
     """Write a figure and let go of its memory."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=130)
+    with replacing(file) as new:
+        figure.savefig(new, dpi=130)
     plt.close(figure)

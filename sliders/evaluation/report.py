@@ -15,6 +15,7 @@ from sliders.evaluation.dose import DoseResponse, Straightness, dose_response, s
 from sliders.evaluation.judge import AttributeJudge
 from sliders.evaluation.plots import dial_label, dose_response_figure, save_figure, strip
 from sliders.evaluation.sampling import Sampling, Scene, Turn, sample_dial, sample_oracle, scenes
+from sliders.files import replacing, write_text
 
 STRIP_ROWS = 6
 
@@ -125,13 +126,11 @@ def evaluate_dial(
 
 def write_report(evaluation: Evaluation, folder: Path, title: str | None = None) -> None:
     """Write `strip.png`, `metrics.json` and, where something was measured, `dose_response.png`."""
-    folder.mkdir(parents=True, exist_ok=True)
     title = title or evaluation.concept.name
     prompts = [s.prompt for s in evaluation.wanted[:STRIP_ROWS]]
-    strip(evaluation.pictures[:, :STRIP_ROWS], evaluation.dials, prompts, title).save(folder / "strip.png")
-    temporary = folder / ".metrics.json.tmp"
-    temporary.write_text(json.dumps(evaluation.to_dict(), indent=1))
-    temporary.replace(folder / "metrics.json")
+    with replacing(folder / "strip.png") as new:
+        strip(evaluation.pictures[:, :STRIP_ROWS], evaluation.dials, prompts, title).save(new)
+    write_text(folder / "metrics.json", json.dumps(evaluation.to_dict(), indent=1))
     if evaluation.dose is not None:
         responses = {"slider": evaluation.dose} | ({"oracle": evaluation.oracle} if evaluation.oracle else {})
         save_figure(dose_response_figure(title, responses), folder / "dose_response.png")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sliders.backbones.base import DiffusionBackbone, Predictor, guided
-from sliders.batch import TensorBatch
+from sliders.batch import TensorBatch, join
 from sliders.concept import Concept
 from sliders.training.teacher import oracle
 
@@ -66,6 +66,20 @@ def sample(backbone: DiffusionBackbone, wanted: Sequence[Scene], how: Sampling |
         predict = guided(backbone, prompt, empty, how.guidance)
         pictures.append(finish(backbone, predict, [s.seed for s in part], how.steps))
     return torch.cat(pictures)
+
+
+@torch.no_grad()
+def visited(backbone: DiffusionBackbone, wanted: Sequence[Scene], how: Sampling) -> tuple[TensorBatch, Tensor]:
+    """A third of the states that the model visits on its way to these scenes, and which scene each belongs to.
+
+    These are the base's own with nothing attached, or with dials at 0.  The scenes' indices are int64 ``[n]``, and in
+    turn: all scenes at one time, then all at the next.
+    """
+    prompt, empty = conditionings(backbone, [s.prompt for s in wanted])
+    start = backbone.start([s.seed for s in wanted])
+    path = list(backbone.trajectory(guided(backbone, prompt, empty, how.guidance), start, how.steps))[:-1]
+    kept = path[1::3] or path
+    return join(kept), torch.arange(len(wanted)).repeat(len(kept))
 
 
 def _over_dial(

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from sliders.algebra.slider import NamedDial
-from sliders.backbones.base import AbstractBackbone, DiffusionBackbone, guided
+from sliders.backbones.base import AbstractBackbone, DiffusionBackbone
 from sliders.backbones.causal_lm import CausalLMBackbone
 from sliders.batch import TensorBatch, join, take
 from sliders.concept import BETWEEN, Concept
 from sliders.dials import Dials
 from sliders.errors import SliderError
 from sliders.evaluation.report import heldout_prompts
-from sliders.evaluation.sampling import Sampling, Scene, conditionings, scenes
+from sliders.evaluation.sampling import Sampling, Scene, scenes, visited
 from sliders.evaluation.text import Speaking
 from sliders.formats.metadata import concept_of
 from sliders.losses.erasure import AbstractLoss, ErasureLoss, HiddenStateLoss, LogProbabilityLoss, Prediction
@@ -120,13 +120,9 @@ def _stage(
 def picture_stage(backbone: DiffusionBackbone, wanted: Sequence[Scene], how: Sampling | None = None) -> Stage:
     """A third of the states that the base visits on its way to these scenes."""
     how = how or Sampling()
-    prompt, empty = conditionings(backbone, [s.prompt for s in wanted])
-    start = backbone.start([s.seed for s in wanted])
-    path = list(backbone.trajectory(guided(backbone, prompt, empty, how.guidance), start, how.steps))[:-1]
-    kept = path[1::3] or path
-    scene = torch.arange(len(wanted)).repeat(len(kept))
-    prompts = [s.prompt for s in wanted] * len(kept)
-    return _stage(backbone, join(kept), prompts, scene, [""], torch.zeros_like(scene), how.batch)
+    state, scene = visited(backbone, wanted, how)
+    prompts = [wanted[i].prompt for i in scene.tolist()]
+    return _stage(backbone, state, prompts, scene, [""], torch.zeros_like(scene), how.batch)
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ from sliders.errors import SliderError
 from sliders.evaluation.lexical import SCORES, distinct, read, repetition
 from sliders.evaluation.plots import dial_label, save_figure, text_dose_figure
 from sliders.evaluation.sampling import Turn
+from sliders.files import write_text
 
 NEUTRAL = Path("data/text/neutral.txt")
 
@@ -260,14 +261,11 @@ def evaluate_text(
 
 def write_text_report(dose: TextDose, folder: Path) -> None:
     """Write `metrics.json`, `samples.md` and `dose_response.png`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / ".metrics.json.tmp"
-    temporary.write_text(json.dumps(dose.to_dict(), indent=1))
-    temporary.replace(folder / "metrics.json")
+    write_text(folder / "metrics.json", json.dumps(dose.to_dict(), indent=1))
     lines = [f"# {dose.concept}: the same prompts and seeds over the dial", ""]
     for k, prompt in enumerate(dose.prompts[:12]):
         lines += [f"## {prompt}", ""]
         lines += [f"- **{dial_label(d)}** {dose.texts[i][k]}" for i, d in enumerate(dose.dials)]
         lines.append("")
-    (folder / "samples.md").write_text("\n".join(lines), encoding="utf-8")
+    write_text(folder / "samples.md", "\n".join(lines))
     save_figure(text_dose_figure({"slider": dose}), folder / "dose_response.png")

@@ -20,9 +20,7 @@ from sliders.algebra.lowrank import LowRank
 from sliders.algebra.slider import Slider
 from sliders.errors import SliderError
 from sliders.formats import tensors
-
-_PEFT_ALPHA = 8
-"""What PEFT takes where its configuration is there and says no alpha."""
+from sliders.formats.scaling import Scaling
 
 
 def _client_config(update: Translation) -> dict[str, Any]:
@@ -62,7 +60,8 @@ def load(file: Path) -> Slider:
     Layers of the text encoder may have the names that they had before transformers 5.
 
     Raises:
-        SliderError: the file is missing, corrupt, or holds something else.
+        SliderError: the file is missing, corrupt, or holds something else; an ``alpha_pattern`` has other keys than
+            modules' names.
     """
     metadata, state = tensors.read(file)
     downs = {key.removesuffix(".lora_A.weight"): key for key in state if key.endswith(".lora_A.weight")}
@@ -72,15 +71,20 @@ def load(file: Path) -> Slider:
     if foreign := sorted(set(state) - known):
         raise SliderError(f"{file} holds {foreign[0]!r}, which is not part of a LoRA in diffusers' layout")
     config = _read_config(metadata, file)
+    scalings: dict[str, Scaling] = {}
     updates: dict[str, LowRank] = {}
     for name, key in downs.items():
+        component, _, module = name.partition(".")
         down, up = state[key], state.get(f"{name}.lora_B.weight")
         rank = len(down)
         if up is None or down.dim() < 2 or up.shape[1:] != (rank, *[1] * (down.dim() - 2)) or not rank:
             raise SliderError(f"{file}: {name!r} has no lora_B that fits its lora_A")
         try:
-            scale = _scale(config, name, rank, state.get(f"{name}.alpha"))
-        except (AttributeError, TypeError, ValueError, RuntimeError, re.error) as error:
+            if component not in scalings:
+                where = f"{file}: lora_adapter_metadata: {component}."
+                scalings[component] = Scaling(config.get(component, {}), where)
+            scale = scalings[component](module, rank, state.get(f"{name}.alpha"))
+        except (AttributeError, TypeError, ValueError, OverflowError, RuntimeError) as error:
             raise SliderError(f"{file}: lora_adapter_metadata or alpha of {name!r} is malformed: {error}") from error
         shape = (len(up), *down.shape[1:])
         up, down = tensors.widened(up), tensors.widened(down)
@@ -89,27 +93,17 @@ def load(file: Path) -> Slider:
     return Slider(metadata.get("sliders.name", file.stem), Translation(updates), metadata)
 
 
-def _read_config(metadata: Mapping[str, str], file: Path) -> dict[str, Any]:
-    """PEFT's configurations of all components, as the client wrote them into the metadata."""
+def _read_config(metadata: Mapping[str, str], file: Path) -> dict[str, dict[str, Any]]:
+    """PEFT's configuration of each component, as the client wrote them into the metadata."""
     try:
         config = json.loads(metadata.get("lora_adapter_metadata", "{}"))
     except ValueError as error:
         raise SliderError(f"{file}: its lora_adapter_metadata is not JSON: {error}") from error
     if not isinstance(config, dict):
         raise SliderError(f"{file}: its lora_adapter_metadata is not a mapping")
-    return config
-
-
-def _scale(config: Mapping[str, Any], name: str, rank: int, alpha: Tensor | None) -> float:
-    """By what PEFT multiplies a module's ``B A``: alpha / rank, or alpha / sqrt(rank) with ``use_rslora``.
-
-    Alpha is the module's own where there is one; otherwise that of the first pattern which matches the end of the
-    module's name, and otherwise the component's.
-    """
-    component, _, module = name.partition(".")
-    said = {key.partition(".")[2]: value for key, value in config.items() if key.startswith(f"{component}.")}
-    patterns = said.get("alpha_pattern") or {}
-    matching = [value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)]
-    common = said.get("lora_alpha", _PEFT_ALPHA) if said else rank
-    value = float([*matching, common][0] if alpha is None else alpha)
-    return value / (math.sqrt(rank) if said.get("use_rslora") else rank)
+    parted: dict[str, dict[str, Any]] = {}
+    for key, value in config.items():
+        component, dot, what = key.partition(".")
+        if dot:
+            parted.setdefault(component, {})[what] = value
+    return parted

@@ -5,7 +5,6 @@ turns halves, so that for its architecture ``llama`` the outputs of queries and 
 """
 
 import re
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from sliders.algebra.slider import Slider
 from sliders.errors import SliderError
+from sliders.files import replacing
 
 _ARCHITECTURES: Mapping[str, tuple[str, bool]] = {
     "llama": ("llama", True),
@@ -50,9 +50,8 @@ def save(slider: Slider, file: Path, config: Mapping[str, Any]) -> None:
     number = next(arch for arch in MODEL_ARCH if MODEL_ARCH_NAMES[arch] == architecture)
     table = get_tensor_name_map(number, int(config["num_hidden_layers"]))
     heads = {"q": int(config["num_attention_heads"]), "k": int(config["num_key_value_heads"])}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}-") as folder:
-        writer = GGUFWriter(Path(folder) / "new.gguf", architecture)
+    with replacing(file) as new:
+        writer = GGUFWriter(new, architecture)
         writer.add_type("adapter")
         writer.add_string(Keys.Adapter.TYPE, "lora")
         writer.add_float32(Keys.Adapter.LORA_ALPHA, 0.0)  # taken as it is, without alpha / rank
@@ -73,4 +72,3 @@ def save(slider: Slider, file: Path, config: Mapping[str, Any]) -> None:
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-        (Path(folder) / "new.gguf").replace(file)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from sliders.algebra.slider import Hinge, Slider
 from sliders.errors import SliderError
+from sliders.files import write_text
 
 MANIFEST = "hinge.json"
 _SCHEMA = "sliders.hinge/1"
@@ -59,6 +60,4 @@ def save(hinge: Hinge, folder: Path, write: Callable[[Slider, Path], None], suff
         write(slider, folder / names[side])
     said = {"schema": _SCHEMA, "name": hinge.name, **names}
     said["means"] = "the dial's negative positions turn 'left', the positive ones turn 'right'"
-    temporary = folder / f".{MANIFEST}.tmp"
-    temporary.write_text(json.dumps(said, indent=1) + "\n")
-    temporary.replace(folder / MANIFEST)
+    write_text(folder / MANIFEST, json.dumps(said, indent=1) + "\n")

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from sliders.algebra.edit import Translation
@@ -21,6 +20,7 @@ from sliders.algebra.lowrank import LowRank
 from sliders.algebra.slider import Slider
 from sliders.errors import SliderError
 from sliders.formats import tensors
+from sliders.formats.scaling import Scaling
 
 _OURS, _THEIRS = "lm.", "base_model.model."
 _MOVES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -42,17 +42,17 @@ def save(slider: Slider, folder: Path, base: str, transposed: bool = False) -> N
         if not name.startswith(_OURS) or len(update.shape) != 2:
             raise SliderError(f"slider {slider.name!r} changes {name!r}, which is no linear layer of a language model")
         place = _THEIRS + name.removeprefix(_OURS)
-        state[f"{place}.lora_A.weight"] = update.A.clone().contiguous()
-        state[f"{place}.lora_B.weight"] = update.B.clone().contiguous()
+        state[f"{place}.lora_A.weight"] = update.A
+        state[f"{place}.lora_B.weight"] = update.B
     if not state:
         raise SliderError(f"slider {slider.name!r} changes no layer, so that there is nothing to write")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
         new = Path(temporary) / "new"
         new.mkdir()
-        metadata = {**slider.metadata, "format": "pt", "sliders.name": slider.name}
+        metadata = {**slider.metadata, "sliders.name": slider.name}
         metadata["modelspec.implementation"] = "https://github.com/huggingface/peft"
-        save_file(state, new / WEIGHTS, metadata)
+        tensors.write(state, new / WEIGHTS, metadata)
         (new / CONFIG).write_text(json.dumps(_config(slider.update, base, transposed), indent=1) + "\n")
         if folder.exists():
             if not (folder / CONFIG).exists():
@@ -100,7 +100,8 @@ def load(folder: Path) -> Slider:
     """Read a slider, ours or any plain LoRA that PEFT has written.
 
     Raises:
-        SliderError: the folder holds no such thing; what is more than ``B A`` is refused by its name.
+        SliderError: the folder holds no such thing; what is more than ``B A`` is refused by its name, and so is an
+            ``alpha_pattern`` with other keys than modules' names.
     """
     file, described = folder / WEIGHTS, folder / CONFIG
     if not file.is_file() or not described.is_file():
@@ -120,6 +121,7 @@ def load(folder: Path) -> Slider:
     if any(more.values()):
         key = next(key for key, wrong in more.items() if wrong)
         raise SliderError(f"{described}: with this {key!r} it is no low-rank update of the base's weights alone")
+    scaling: Scaling | None = None
     updates: dict[str, LowRank] = {}
     for key, down in state.items():
         if not key.endswith(".lora_A.weight"):
@@ -129,8 +131,9 @@ def load(folder: Path) -> Slider:
         if up is None or down.dim() != 2 or up.dim() != 2 or up.shape[1] != len(down) or not len(down):
             raise SliderError(f"{file}: {place!r} has no lora_B that fits its lora_A")
         try:
-            scale = _scale(config, name, len(down))
-        except (AttributeError, TypeError, ValueError, re.error) as error:
+            scaling = scaling or Scaling(config, f"{described}: ")
+            scale = scaling(name, len(down))
+        except (AttributeError, TypeError, ValueError, OverflowError) as error:
             raise SliderError(f"{described}: lora_alpha or alpha_pattern is malformed: {error}") from error
         up, down = tensors.widened(up), tensors.widened(down)
         updates[_OURS + name] = LowRank(up * scale, down, (len(up), down.shape[1]))
@@ -149,11 +152,3 @@ def base_of(folder: Path) -> tuple[str, bool]:
         return str(config["base_model_name_or_path"]), bool(config.get("fan_in_fan_out", False))
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise SliderError(f"{folder / CONFIG} does not name a base model: {error}") from error
-
-
-def _scale(config: dict[str, Any], name: str, rank: int) -> float:
-    """By what PEFT multiplies a module's ``B A``."""
-    patterns = config.get("alpha_pattern") or {}
-    matching = [value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", name)]
-    alpha = float([*matching, config.get("lora_alpha", 8)][0])
-    return alpha / (rank**0.5 if config.get("use_rslora") else rank)

@@ -9,18 +9,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sliders.errors import SliderError
+from sliders.files import replacing
 
 
 def write(state: Mapping[str, Tensor], file: Path, metadata: Mapping[str, str]) -> None:
     """Write a file, which appears whole or not at all."""
     own = {key: t.clone(memory_format=torch.contiguous_format) for key, t in state.items()}  # none may share storage
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.tmp")
-    try:
-        save_file(own, temporary, {**metadata, "format": "pt"})
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(file) as new:
+        save_file(own, new, {**metadata, "format": "pt"})
 
 
 def read(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:

@@ -27,6 +27,7 @@ from sliders.backbones.base import AbstractBackbone
 from sliders.concept import Concept
 from sliders.console import hush_libraries, say
 from sliders.errors import SliderError
+from sliders.files import write_text
 from sliders.training.cli import SliderCLI
 from sliders.training.memory import Memory
 
@@ -157,7 +158,7 @@ def _try(run: Run, bases: dict[str, tuple[AbstractBackbone, Memory]]) -> bool:
     try:
         _train(run, bases)
     except Exception as error:  # whatever it is, the other runs do not depend on it
-        (run.folder / "error.txt").write_text(traceback.format_exc())
+        write_text(run.folder / "error.txt", traceback.format_exc())
         say(f"failed   {run.folder}: {error}")
         return False
     (run.folder / "error.txt").unlink(missing_ok=True)
@@ -182,9 +183,7 @@ def _train(run: Run, bases: dict[str, tuple[AbstractBackbone, Memory]]) -> None:
     finally:
         module.detach_slider()
     known = {"name": run.name, "key": run.key, "seconds": round(time.monotonic() - began, 1), "metadata": dict(slider)}
-    temporary = run.folder / ".done.json.tmp"
-    temporary.write_text(json.dumps(known, indent=1))
-    temporary.replace(run.folder / "done.json")
+    write_text(run.folder / "done.json", json.dumps(known, indent=1))
 
 
 def launch(worker: Worker, workers: int, folder: Path, cluster: str | None, settings: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from sliders.algebra.edit import Translation
 from sliders.algebra.lowrank import LowRank
-from sliders.algebra.pairs import Pairs, pairwise, pairwise_layers, principal_cosines
+from sliders.algebra.pairs import Pairs, pairwise, pairwise_layers
 from sliders.algebra.slider import Slider
 from sliders.errors import SliderError
 from tests.algebra.cases import covariance, in_gauge
@@ -170,17 +170,6 @@ def test_float32_sliders_are_near() -> None:
     low = [Slider(s.name, Translation({m: u.to(torch.float32) for m, u in s.update.items()})) for s in made]
     for name in QUANTITIES:
         assert_close(getattr(pairwise(low), name), getattr(pairwise(made), name), atol=1e-4, rtol=1e-4)
-
-
-@laws
-@given(seeds)
-def test_principal_cosines(seed: int) -> None:
-    a, b = lowrank((6, 5), 2, seed), lowrank((6, 5), 3, seed + 1)
-    columns, rows = principal_cosines(a, b)
-    assert len(columns) == len(rows) == 2
-    assert_close(columns.square().mean(), angles(a.dense(), b.dense()))
-    assert_close(rows.square().mean(), angles(a.dense().T, b.dense().T))
-    assert_close(principal_cosines(a, a)[0], torch.ones(2, dtype=torch.float64))
 
 
 def test_what_does_not_fit_is_refused_by_name() -> None:

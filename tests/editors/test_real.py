@@ -18,10 +18,10 @@ from sliders.editors.contrast import Saying, answer, at_layer, contrast
 from sliders.editors.task_vector import TaskVector
 from sliders.editors.uce import UCE
 from sliders.evaluation.judge import AttributeJudge
-from sliders.evaluation.probe import probe_accuracy
 from sliders.evaluation.sampling import Sampling, sample, scenes
 from sliders.evaluation.text import log_odds
 from tests.commands import ROOT, run
+from tests.editors.probe import probe_accuracy
 from tests.factory import normal
 
 pytestmark = pytest.mark.slow

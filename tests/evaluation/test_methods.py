@@ -20,6 +20,7 @@ from sliders.evaluation.fits import Entry, Fits
 from sliders.evaluation.methods import Study
 from sliders.evaluation.sampling import Sampling, scenes
 from sliders.evaluation.stages import Stage, picture_stage
+from sliders.files import replacing
 from sliders.formats import diffusers
 from tests import tiny
 from tests.factory import normal, slider
@@ -154,6 +155,17 @@ def test_the_content_of_a_file_that_is_named_counts(study: Study, tmp_path: Path
     assert fits.key("one") == before
     assert fits.key("one", 1) != before
     Path("words.txt").write_text("b\n")
+    assert fits.key("one") != before
+
+
+def test_a_file_that_somebody_is_writing_is_no_content_of_a_folder(study: Study, tmp_path: Path) -> None:
+    folder = tmp_path / "hinge"
+    diffusers.save(Slider("s", slider(study.fits.backbone, {Q: 1}).update), folder / "left.safetensors")
+    fits = Fits(study.fits.backbone, {"one": Entry("removal", Removal(0, folder))}, tmp_path)
+    before = fits.key("one")
+    with replacing(folder / "right.safetensors") as new:
+        new.write_text("half of")
+        assert fits.key("one") == before
     assert fits.key("one") != before
 
 

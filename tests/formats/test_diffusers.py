@@ -1,6 +1,7 @@
 """Slider files against the program that they are for: diffusers itself, on tiny pipelines of the true shape."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -239,6 +240,15 @@ class TestErrors:
         with pytest.raises(SliderError, match=r"s\.safetensors.*lora_adapter_metadata"):
             slider_file.load(file)
 
+    def test_an_expression_is_not_run(self, tmp_path: Path) -> None:
+        """The client would hang: both the expression and the name that it is run on are the file's."""
+        name = f"unet.{'a' * 64}!"
+        update = Translation({name: lowrank((4, 4), 1, dtype=torch.float32)})
+        metadata = {"lora_adapter_metadata": json.dumps({"unet.r": 1, "unet.alpha_pattern": {"(a+)+b": 1}})}
+        file = write(tmp_path / "s.safetensors", update, metadata)
+        with pytest.raises(SliderError, match=r"s\.safetensors.*unet\.alpha_pattern.*\(a\+\)\+b.*write the modules"):
+            slider_file.load(file)
+
     def test_no_concept(self) -> None:
         with pytest.raises(SliderError, match="'s' does not say which concept"):
             concept_of(plain())
@@ -361,7 +371,12 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "alpha": {"lora_alpha": 7},
     "alpha pattern": {"lora_alpha": 7, "alpha_pattern": {TO_K.removeprefix("unet."): 3}},
     "alpha pattern, ends of names": {"lora_alpha": 7, "alpha_pattern": {"attn2.to_k": 3, "conv1": 1}},
-    "alpha pattern, expressions": {"lora_alpha": 7, "alpha_pattern": {r".*attn\d.*": 3}},
+    "alpha pattern, dots escaped": {
+        "lora_alpha": 7,
+        "alpha_pattern": {r"attn1\.to_q$": 3, f"^{re.escape(CONV[5:])}": 1},
+    },
+    "alpha pattern, parts of names": {"lora_alpha": 7, "alpha_pattern": {"to_k": 3, r".*o_q": 1, r".*nv1": 2}},
+    "alpha pattern, the first of two": {"lora_alpha": 7, "alpha_pattern": {"attn2.to_k": 3, "to_k": 1}},
     "rslora": {"lora_alpha": 7, "use_rslora": True},
     "no alpha said": {},
 }

@@ -23,7 +23,7 @@ from sliders.attach import attach
 from sliders.backbones.causal_lm import CausalLMBackbone
 from sliders.concept import Concept
 from sliders.errors import SliderError
-from sliders.formats import peft
+from sliders.formats import peft, tensors
 from sliders.formats.metadata import concept_of, describe
 from tests import tiny, tiny_lm
 from tests.factory import lowrank
@@ -155,9 +155,16 @@ THEIRS: dict[str, dict[str, Any]] = {
     "alpha is the rank": {"r": 4, "lora_alpha": 4},
     "alpha": {"r": 4, "lora_alpha": 7},
     "rank pattern": {"r": 4, "lora_alpha": 7, "rank_pattern": {"(c_fc|up_proj)": 2, r".*\.1\..*": 3}},
-    "alpha pattern": {"r": 4, "lora_alpha": 7, "alpha_pattern": {"(c_fc|up_proj)": 3, r".*\.1\..*": 5}},
+    "alpha pattern": {
+        "r": 4, "lora_alpha": 7,
+        "alpha_pattern": {
+            r".*0\.attn\.c_attn": 2, "1.mlp.c_fc": 5, r"1\.mlp\.up_proj$": 5, "^model.layers.1.self_attn.q_proj": 6,
+            r"^transformer\.h\.1\.attn\.c_attn": 6, "c_fc": 3, "up_proj": 3,
+        },
+    },
     "both patterns": {
-        "r": 4, "lora_alpha": 7, "rank_pattern": {r".*\.0\..*": 2}, "alpha_pattern": {r".*\.0\..*": 9}
+        "r": 4, "lora_alpha": 7, "rank_pattern": {r".*\.0\..*": 2},
+        "alpha_pattern": {"0.attn.c_attn": 9, "0.self_attn.q_proj": 9},
     },
     "rslora": {"r": 4, "lora_alpha": 7, "use_rslora": True},
     "rslora and patterns": {"r": 4, "lora_alpha": 7, "use_rslora": True, "rank_pattern": {r".*\.0\..*": 2}},
@@ -316,7 +323,7 @@ class TestFolder:
             return rename(path, target)
 
         where, name, double = {
-            "weights": (peft, "save_file", half),
+            "weights": (tensors, "save_file", half),
             "config": (peft, "_config", stop),
             "move": (Path, "rename", not_the_new_one),
         }[at]
@@ -385,7 +392,10 @@ class TestErrors:
             {"lora_alpha": [1]},
             {"alpha_pattern": 3},
             {"alpha_pattern": {"(": 3}},
+            {"alpha_pattern": {"(a+)+b": 3}},
+            {"alpha_pattern": {"(c_fc|up_proj)": 3}},
             {"alpha_pattern": {"q_proj": "x"}},
+            pytest.param({"alpha_pattern": {"q_proj": 10**400}}, id="an alpha that is too large"),
         ],
         ids=str,
     )
