@@ -140,6 +140,7 @@ class Reader(L.Callback):
         self.wanted = scenes(heldout_prompts(concept), pictures)
         self.base: Tensor | None = None  # the pictures at dial 0
         self.seconds, self._resumed = 0.0, 0.0
+        self._last = 0  # the step that was read last
         self.curve: list[dict[str, Any]] = []
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -152,8 +153,9 @@ class Reader(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.global_step % self.every:
+        if trainer.global_step % self.every or trainer.global_step == self._last:
             return
+        self._last = trainer.global_step
         assert isinstance(pl_module, SliderModule)
         self.seconds += self.now() - self._resumed
         self.count.on = False

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 from jsonargparse import auto_cli
+from PIL import Image
 from rich.table import Table
 
 from sliders import cli_text, formats
@@ -26,11 +27,10 @@ from sliders.cli_laws import laws
 from sliders.cli_many import train_many
 from sliders.concept import Concept
 from sliders.console import hush_libraries, say
-from sliders.errors import SliderError
+from sliders.errors import SliderError, unwrapped
 from sliders.evaluation.dose import DoseResponse, dose_response
-from sliders.evaluation.judge import AttributeJudge
 from sliders.evaluation.plots import dial_label, dose_response_figure, grid, save_figure, strip
-from sliders.evaluation.report import STRIP_ROWS, evaluate_dial, heldout_prompts, write_report
+from sliders.evaluation.report import STRIP_ROWS, evaluate_dial, heldout_prompts, load_judge, write_report
 from sliders.evaluation.sampling import Sampling, Scene, sample, sample_oracle, scenes
 from sliders.evaluation.text import Speaking
 from sliders.fetch import fetch as fetch_model
@@ -50,6 +50,20 @@ def _load(files: Sequence[Path], backbone: AbstractBackbone, any_base: bool) -> 
         if not any_base:
             check_base(slider, backbone.fingerprint(), backbone.base_model)
     return loaded
+
+
+def _check_picture(out: Path) -> None:
+    """Refuse a file whose ending is that of no kind of picture."""
+    known = Image.registered_extensions()
+    if known.get(out.suffix.lower()) not in Image.SAVE:
+        raise SliderError(f"--out is {out}; give a file that ends as a picture's does, such as .png")
+
+
+def _some(flag: str, values: T | list[T]) -> list[T]:
+    """What a flag lists, which is something."""
+    if not (listed := _listed(values)):
+        raise SliderError(f"{flag} is empty; give at least one")
+    return listed
 
 
 def _listed(values: T | list[T] | None) -> list[T]:
@@ -110,10 +124,10 @@ def preview(
     Args:
         concept: the concept's YAML file.
         backbone: the model.
-        judge: file of the attribute judge.
+        judge: of pictures: file of the attribute judge.
         amounts: dial times eta, above 0; each is sampled on both sides.
         pictures: held-out scenes (of language: prompts) at each amount.
-        sampling: how they are sampled.
+        sampling: how pictures are sampled.
         out: folder for the strip, the plot and the numbers; runs/preview/NAME unless given.
         text: with the language model, whose responses are read.
         language: the language model.
@@ -131,12 +145,13 @@ def preview(
         return
     backbone.load()
     wanted = scenes(heldout_prompts(what), pictures)
+    reader = load_judge(judge, what) if judge is not None and what.measure is not None else None
     made = sample_oracle(backbone, what, 1.0, wanted, both, sampling)
     prompts = [s.prompt for s in wanted[:STRIP_ROWS]]
     with replacing(out / "strip.png") as new:
         strip(made[:, :STRIP_ROWS], both, prompts, f"{what.name}: the oracle over dial x eta").save(new)
-    if judge is not None and what.measure is not None:
-        dose = dose_response(AttributeJudge.load(judge), what.measure, made, both)
+    if reader is not None and what.measure is not None:
+        dose = dose_response(reader, what.measure, made, both)
         table = Table("dial x eta", f"{dose.attribute} = {dose.value}", "worst drift", "of", title=what.name)
         for amount, mean, error, drift in zip(both, dose.response, dose.error, dose.drift, strict=True):
             other = f"{drift.attribute} = {drift.value}" if drift.attribute else ""
@@ -168,20 +183,22 @@ def generate(
         dial: where to turn it; a list for several sliders.
         seed: of the noise, one or a list; a pair of columns each.
         backbone: the model.
-        sampling: steps, guidance, batch.
-        out: the picture to write.
+        sampling: of pictures: steps, guidance, batch.
+        out: of pictures: the file to write.
         any_base: load sliders that were made for another base.
         text: the prompts are messages to the language model, whose responses are streamed.
         language: the language model.
         speaking: length and temperature of the responses.
     """
+    prompts, seeds = _some("prompt", prompt), _some("--seed", seed)
+    if not text:
+        _check_picture(out)
     used = language if text else backbone
     loaded = _load(_listed(slider), used, any_base)
     positions = _positions(loaded, dial)
     if text:
-        cli_text.generate(language, _listed(prompt), loaded, positions, _listed(seed), speaking or Speaking(tokens=96))
+        cli_text.generate(language, prompts, loaded, positions, seeds, speaking or Speaking(tokens=96))
         return
-    prompts, seeds = _listed(prompt), _listed(seed)
     wanted = [Scene(text, number) for number in seeds for text in prompts]
     pictures = sample(backbone, wanted, sampling).unflatten(0, (len(seeds), len(prompts)))
     columns = [f"seed {number}" for number in seeds]
@@ -217,42 +234,51 @@ def evaluate(
         slider: the slider's file; the folder of one for a language model.
         backbone: the model.
         concept: a concept's YAML file, where the slider's own metadata does not say or something else is asked.
-        judge: file of the attribute judge.
+        judge: of pictures: file of the attribute judge.
         dials: positions; 0 is added where it is missing.
         pictures: held-out scenes (of language: prompts) at each position.
-        sampling: how they are sampled.
-        oracle: measure the training-free oracle on the same scenes.
-        eta: of the oracle; the slider's own unless given.
-        out: folder for what is written; a folder beside the slider unless given.
+        sampling: how pictures are sampled.
+        oracle: of pictures: measure the training-free oracle on the same scenes.
+        eta: of pictures: the oracle's; the slider's own unless given.
+        out: folder for what is written; unless given ``evaluation`` in the slider's run folder, or NAME_evaluation
+            beside a slider that is in none.
         any_base: load a slider that was made for another base.
         language: the language model.
         speaking: how it answers.
     """
     positions = sorted({0.0, *(dials if dials is not None else [-2, -1.5, -1, -0.5, 0.5, 1, 1.5, 2])})
     what = Concept.load(concept) if concept else None
-    if formats.of_language(slider):
+    folder = out or _evaluation(slider)
+    if formats.all_of_language([slider]):
         spoken = _load([slider], language, any_base)[0]
-        folder = out or slider.parent / "evaluation"
         cli_text.evaluate(language, spoken, what, positions, pictures, speaking or Speaking(), folder)
         return
     loaded = _load([slider], backbone, any_base)[0]
     what = (what or concept_of(loaded)).worded("image")
+    reader = load_judge(judge, what) if judge else None
     strength = eta if eta is not None else float(loaded.metadata.get("sliders.eta", 1.0))
     with attach(backbone, [loaded]) as attached:
         evaluation = evaluate_dial(
             backbone,
             lambda values: attached.turned({loaded.name: values}),
             what,
-            judge=AttributeJudge.load(judge) if judge else None,
+            judge=reader,
             eta=strength,
             dials=positions,
             pictures=pictures,
             how=sampling or Sampling(),
             with_oracle=oracle,
         )
-    out = out or slider.parent / "evaluation"
-    write_report(evaluation, out, loaded.name)
-    say(*([evaluation.table()] if evaluation.dose else []), f"report  {out}")
+    write_report(evaluation, folder, loaded.name)
+    say(*([evaluation.table()] if evaluation.dose else []), f"report  {folder}")
+
+
+def _evaluation(slider: Path) -> Path:
+    """Where the evaluation of a slider is written: in its run's folder, or beside it under its own name."""
+    if (slider.parent / "config.yaml").is_file():
+        return slider.parent / "evaluation"
+    place = slider.resolve()
+    return slider.parent / f"{place.name if place.is_dir() else place.stem}_evaluation"
 
 
 def bake(
@@ -305,7 +331,9 @@ def main() -> None:
     try:
         commands = [preview, generate, evaluate, bake, compose, laws, explain, export, fetch, train_many, demo]
         named: dict[str, Any] = {"edit": edit_commands()}
-        auto_cli(named | {command.__name__.replace("_", "-"): command for command in commands}, as_positional=True)
+        named |= {command.__name__.replace("_", "-"): command for command in commands}
+        with unwrapped():
+            auto_cli(named, as_positional=True)
     except SliderError as error:
         sys.exit(f"error: {error}")
 

@@ -27,15 +27,18 @@ class Merging:
     """Numbers that ways to compose ask for.
 
     Args:
-        rank: of every layer of the result: for compress (or give one of the next two), and for ties and dare, where
-            it is the sum of the ranks unless given.
-        total_rank: for compress: the sum of ranks over all layers.
+        rank: of every layer of the result, at least 1: for compress (or give one of the next two), and for ties and
+            dare, where it is the sum of the ranks unless given.
+        total_rank: for compress: the sum of ranks over all layers, at least 1.
         tolerance: for compress: the relative error that is allowed.
         keep: for ties and knots: the share of entries that survives the trimming.
         drop: for dare: the probability of dropping an entry.
         seed: for dare: of the draws.
         scale: for ties and knots: what the result is multiplied by.
         by: for orthogonalise: what becomes 0, the inner product of the updates, what both write, or what both read.
+
+    Raises:
+        SliderError: a rank is below 1.
     """
 
     rank: int | None = None
@@ -46,6 +49,11 @@ class Merging:
     seed: int = 0
     scale: float = 1.0
     by: Literal["inner", "columns", "rows"] = "columns"
+
+    def __post_init__(self) -> None:
+        for field in ("rank", "total_rank"):
+            if (value := getattr(self, field)) is not None and value < 1:
+                raise SliderError(f"--merging.{field} is {value}; it must be at least 1")
 
 
 _ASKED: dict[str, tuple[str, ...]] = {

@@ -70,13 +70,16 @@ def fit(editor: Editor, backbone: AbstractBackbone, name: str, out: Path | None,
     """Fit and write an edit; returns where it is.
 
     Raises:
-        SliderError: the model is of another kind, or the edit does more than a slider can.
+        SliderError: the model is of another kind, the file has another ending than an edit's, or the edit does more
+            than a slider can.
     """
     editor.check(backbone)
+    file = out or Path("runs") / "edits" / f"{name}.safetensors"
+    if not lora:
+        edit_file.check_place(file)
     backbone.load()
     edit, said = editor.fit(backbone, seed), editor.metadata(backbone, seed)
     if not lora:
-        file = out or Path("runs") / "edits" / f"{name}.safetensors"
         edit_file.save(name, edit, file, said)
     elif isinstance(edit, Translation):
         file = backbone.save_slider(Slider(name, edit, said), out or Path("runs") / "edits")

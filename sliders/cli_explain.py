@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from sliders import formats
-from sliders.algebra.slider import NamedDial, Slider
+from sliders.algebra.slider import Hinge, NamedDial, Slider
 from sliders.backbones.base import AbstractBackbone
 from sliders.backbones.causal_lm import CausalLMBackbone
 from sliders.backbones.sdxl import SDXLBackbone
@@ -75,7 +75,9 @@ def _base_of(update: Path, dial: NamedDial, base: Path | None) -> Checkpoint | N
     """The base that was given, or the one that the file names if it is there."""
     if base is not None:
         return _checkpoint(base)
-    named = dial.metadata.get("sliders.base_model") or (peft.base_of(update)[0] if update.is_dir() else "")
+    named = dial.metadata.get("sliders.base_model", "")
+    if not named and update.is_dir() and not isinstance(dial, Hinge):
+        named = peft.base_of(update)[0]
     there = bool(named) and (named in FETCHED or is_checkpoint(Path(named)))
     return _checkpoint(Path(named)) if there else None
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from sliders import formats
-from sliders.algebra.slider import Slider
+from sliders.algebra.slider import Hinge, Slider
 from sliders.backbones.causal_lm import CausalLMBackbone
 from sliders.cli_defaults import LANGUAGE
 from sliders.console import say
@@ -23,11 +23,15 @@ def export(slider: Path, out: Path, language: CausalLMBackbone = LANGUAGE, any_b
     """
     if out.suffix != ".gguf":
         raise SliderError(f"--out is {out}; give a file that ends with .gguf")
-    if not formats.of_language(slider):
+    if not formats.all_of_language([slider]):
         raise SliderError(f"{slider} is for pictures; its file is what diffusers and others load already")
     loaded = formats.load_dial(slider)
     if not isinstance(loaded, Slider):
-        raise SliderError(f"{slider} is a hinge, and llama.cpp's dial has no bend; export its two sides apart")
+        raise SliderError(
+            f"{slider} is a hinge, and llama.cpp's dial has no bend; export its two sides apart"
+            if isinstance(loaded, Hinge)
+            else f"{slider} is an edit that does more than add to weights, and a GGUF adapter holds no more than that"
+        )
     language.load()
     if not any_base:
         check_base(loaded, language.fingerprint(), language.base_model)

@@ -49,15 +49,15 @@ def preview(
     states = say_with_oracle(backbone, concept, messages, amounts, how)
     texts = [backbone.text(state) for state in states]
     score = concept.measure.attribute if concept.measure else ""
-    table = Table("dial x eta", score, "log-odds", "distinct-2", "repetition", title=concept.name)
+    table = Table("dial x eta", score or "-", "log-odds", "distinct-2", "repetition", title=concept.name)
     found: list[dict[str, object]] = []
     for amount, state, said in zip(amounts, states, texts, strict=True):
-        mean = float(read(score, said).mean())
+        mean = float(read(score, said).mean()) if score else None
         odds = float(log_odds(backbone, concept, messages, state).mean())
         row = {"amount": amount, "mean": mean, "log_odds": odds, "distinct": distinct(said)}
         found.append({**row, "repetition": repetition(said), "texts": said})
-        shown = (f"{mean:.2f}", f"{odds:+.3f}", f"{distinct(said):.2f}", f"{repetition(said):.3f}")
-        table.add_row(dial_label(amount), *shown)
+        shown = (f"{odds:+.3f}", f"{distinct(said):.2f}", f"{repetition(said):.3f}")
+        table.add_row(dial_label(amount), "" if mean is None else f"{mean:.2f}", *shown)
     write_text(out / "preview.json", json.dumps({"prompts": messages, "amounts": found}, indent=1))
     for amount, said in zip(amounts, texts, strict=True):
         say(f"{dial_label(amount)}: {said[0]}")

@@ -1,5 +1,26 @@
 """The one exception that a user of this package needs to catch."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class SliderError(Exception):
     """Something asked for cannot be done; the message names the file, key or flag and says what to do instead."""
+
+
+@contextmanager
+def unwrapped() -> Iterator[None]:
+    """Raise a `SliderError` as itself where a library has raised its own from it.
+
+    jsonargparse tries all that an argument may be, such as None, and says of an error in one of them that the value is
+    none of these.
+    """
+    try:
+        yield
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, SliderError):
+            cause = cause.__cause__
+        if cause is None or cause is error:
+            raise
+        raise cause from None

@@ -1,13 +1,15 @@
 """What the benchmarks compare is what they say; none of them asserts a time."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from benchmarks import avatars, language, speed, speed_language, speed_parts, sweep
 from benchmarks.results import Results
-from benchmarks.speed_effect import PROCEDURES, doubled_student, train
+from benchmarks.speed_effect import PROCEDURES, Reader, doubled_student, train
 from benchmarks.speed_language import AskedAnew
 from benchmarks.timing import Evaluations, clock
 from sliders.attach import Adapter
@@ -75,6 +77,19 @@ def test_a_published_step_costs_what_the_published_code_s_costs(base: Path) -> N
             assert lesson.direction.any()
         count.remove()
     assert len(costs) > 1
+
+
+def test_a_reader_reads_once_at_a_step(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where gradients are accumulated, several batches end at one step."""
+    count: Any = SimpleNamespace(on=True, rows=0)
+    nobody: Any = None
+    watch = Reader(nobody, SMILE, count, 2, 1, NOW)
+    monkeypatch.setattr(watch, "read", lambda module: (0.0, 1.0))
+    model = runs.module(base)
+    for step in (0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4):
+        trainer: Any = SimpleNamespace(global_step=step)
+        watch.on_train_batch_end(trainer, model, None, None, 0)
+    assert [point["step"] for point in watch.curve] == [2, 4]
 
 
 def test_asking_in_every_step_teaches_the_same(words: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -168,7 +169,7 @@ class TestEvaluate:
             "--pictures", 2, "--oracle", "true", *QUICK,
         )  # fmt: skip
         assert ended.code == 0
-        folder = happy.parent / "evaluation"
+        folder = happy.parent / "happy_evaluation"
         assert str(folder) in ended.out
         assert {file.name for file in folder.iterdir()} == {"strip.png", "dose_response.png", "metrics.json"}
         metrics = json.loads((folder / "metrics.json").read_text())
@@ -201,9 +202,41 @@ class TestEvaluate:
         assert "plain" in ended.err
         assert sliders(here, *arguments, "--concept", here.concept).code == 0
 
+    def test_two_sliders_of_one_folder_have_a_report_each(self, here: World, happy: Path, tmp_path: Path) -> None:
+        """But in a run's folder, which has one slider, it is `evaluation`."""
+        quick = ["--judge", "null", "--dials", "[1]", "--pictures", 1, *QUICK]
+        for name in ("one", "two"):
+            shutil.copy(happy, tmp_path / f"{name}.safetensors")
+            assert sliders(here, "evaluate", tmp_path / f"{name}.safetensors", *quick).code == 0
+        assert {file.parent.name for file in tmp_path.rglob("metrics.json")} == {"one_evaluation", "two_evaluation"}
+        (tmp_path / "config.yaml").touch()
+        assert sliders(here, "evaluate", tmp_path / "one.safetensors", *quick).code == 0
+        assert (tmp_path / "evaluation" / "metrics.json").is_file()
+
+    def test_a_judge_that_does_not_know_the_measure_is_refused_before_anything_is_made(
+        self, here: World, happy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        AttributeJudge({"hat": ["no", "yes"]}, width=8).save(tmp_path / "judge.safetensors")
+        monkeypatch.setattr(cli, "evaluate_dial", lambda *_, **__: pytest.fail("pictures are made"))
+        ended = sliders(here, "evaluate", happy, "--judge", tmp_path / "judge.safetensors")
+        assert ended.err == "error: the judge has no attribute 'mood'; it has hat\n"
+
 
 class TestPreview:
     """What a slider can become."""
+
+    @pytest.mark.parametrize("values", [None, {"hat": ["no", "yes"]}, {"mood": ["sad", "calm"]}], ids=str)
+    def test_a_judge_that_is_of_no_use_is_refused_before_anything_is_made(
+        self, here: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: dict[str, list[str]] | None
+    ) -> None:
+        judge = tmp_path / "judge.safetensors"
+        if values is not None:
+            AttributeJudge(values, width=8).save(judge)
+        monkeypatch.setattr(cli, "sample_oracle", lambda *_: pytest.fail("pictures are made"))
+        ended = sliders(here, "preview", here.concept, "--judge", judge, "--out", tmp_path / "out")
+        assert ended.code == 1
+        assert ended.err.startswith("error: ")
+        assert str(judge) in ended.err if values is None else "it has " in ended.err
 
     def test_the_oracle_is_shown_and_an_eta_suggested(self, here: World, tmp_path: Path) -> None:
         ended = sliders(
@@ -274,6 +307,16 @@ WRONG: dict[str, tuple[Callable[[World, Path], list[object]], list[str]]] = {
     ),
     "no such concept": (lambda here, happy: ["preview", "/no/concept.yaml"], ["/no/concept.yaml"]),
     "amounts below 0": (lambda here, happy: ["preview", here.concept, "--amounts", "[-1, 1]"], ["--amounts"]),
+    "no seeds": (lambda here, happy: ["generate", "a", "--seed", "[]"], ["--seed is empty"]),
+    "no prompts": (lambda here, happy: ["generate", "[]"], ["prompt is empty"]),
+    "no pictures": (
+        lambda here, happy: ["evaluate", happy, "--judge", "null", "--pictures", 0],
+        ["pictures is 0"],
+    ),
+    "a grid that is no picture's file": (
+        lambda here, happy: ["generate", "a", "--slider", "/no/slider", "--out", "grid"],
+        ["--out is grid", ".png"],
+    ),
     "bake to nowhere": (lambda here, happy: ["bake", happy], ["out"]),
     "bake one slider twice": (
         lambda here, happy: ["bake", f"[{happy}, {happy}]", "new", "--dial", "[1, -1]"],
@@ -297,6 +340,13 @@ class TestErrors:
         error = ended.err[ended.err.index("error:") :]
         assert all(word in error for word in words), error
         assert not list(tmp_path.rglob("*.png"))
+
+    @pytest.mark.parametrize(("flag", "value"), [("batch", 0), ("steps", 0), ("steps", -3)], ids=str)
+    def test_of_sampling_that_cannot_be(self, here: World, tmp_path: Path, flag: str, value: int) -> None:
+        """In one line, though jsonargparse makes the argument."""
+        ended = sliders(here, "generate", "a", "--out", tmp_path / "grid.png", f"--sampling.{flag}", value)
+        assert ended.code == 1
+        assert ended.err == f"error: sampling.{flag} is {value}; it must be at least 1\n"
 
     @pytest.mark.parametrize("command", ["generate", "evaluate", "preview", "bake"])
     def test_of_a_missing_base(self, here: World, happy: Path, command: str, tmp_path: Path) -> None:
@@ -334,6 +384,7 @@ def test_help_names_the_commands_and_their_arguments() -> None:
     ended = run(cli.main, "generate", "--help")
     assert ended.code == 0
     assert "where to turn it" in ended.out
+    assert "of pictures: the file to write" in ended.out
 
 
 class TestSuggestedEta:

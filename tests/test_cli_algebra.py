@@ -158,6 +158,8 @@ WRONG: dict[str, tuple[list[object], str]] = {
     "dials for others": (["--dial", "[1, 2]"], "--dial"),
     "no rank": (["--how", "compress"], "exactly one of rank"),
     "a hinge of three": (["--how", "hinge"], "two sliders"),
+    "rank 0": (["--how", "compress", "--merging.rank", 0], "error: --merging.rank is 0; it must be at least 1\n"),
+    "nothing left": (["--how", "compress", "--merging.tolerance", 2], "changes no layer"),
 }
 
 

@@ -14,6 +14,7 @@ from sliders.attach import attach
 from sliders.backbones.causal_lm import CausalLMBackbone
 from sliders.backbones.unet import UNetBackbone
 from sliders.editors.uce import UCE
+from sliders.errors import SliderError
 from sliders.evaluation.judge import AttributeJudge
 from sliders.formats import diffusers
 from tests import tiny, tiny_lm
@@ -142,6 +143,34 @@ def test_a_model_of_another_kind_and_a_missing_configuration_are_errors(tmp_path
     ended = run(cli.main, "edit", "uce")
     assert ended.code == 1
     assert "configs/editors/uce.yaml" in ended.err
+
+
+def test_a_file_that_no_edit_has_is_refused_before_anything_is_fitted(tmp_path: Path) -> None:
+    """Before the model is read: there is none."""
+    with pytest.raises(SliderError, match=r"\.safetensors file, and .*folder does not end so"):
+        cli_edit.fit(UCE({"a": "b"}), UNetBackbone("/no/such/model"), "x", tmp_path / "folder", 0, False)
+
+
+@pytest.mark.parametrize(
+    ("method", "flag", "value"),
+    [
+        ("steering", "saying.batch", 0),
+        ("steering", "saying.messages", 0),
+        ("leace", "saying.batch", 0),
+        ("leace", "saying.messages", 0),
+        ("ablation", "saying.tokens", 0),
+        ("uce", "regularisation", 0),
+    ],
+)
+def test_a_number_that_cannot_be_is_said_in_one_line(method: str, flag: str, value: int) -> None:
+    known = {"steering": {"blocks": "[1]"}, "leace": {"layers": "[mlp]"}, "ablation": {"block": 1}}
+    fields = {"replace.happy": "sad"} if method == "uce" else {"concept": "mood.yaml", **known[method]}
+    flags = [part for name, text in (fields | {flag: value}).items() for part in (f"--editor.{name}", text)]
+    ended = run(cli.main, "edit", method, *flags, "--backbone.model", "/no/such/model")
+    assert ended.code == 1
+    assert ended.err.startswith("error: ")
+    assert f"{flag} is {value}; it must be" in ended.err
+    assert ended.err.count("\n") == 1
 
 
 def test_every_method_is_a_command_of_its_file_s_name() -> None:

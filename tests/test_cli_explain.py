@@ -15,7 +15,7 @@ from sliders import cli
 from sliders.algebra.edit import Affine, Translation
 from sliders.algebra.element import Element
 from sliders.algebra.elements import steer_output
-from sliders.algebra.slider import Slider
+from sliders.algebra.slider import Hinge, Slider
 from sliders.attach import baked, weight_shape
 from sliders.backbones.causal_lm import CausalLMBackbone
 from sliders.backbones.unet import UNetBackbone
@@ -23,7 +23,7 @@ from sliders.errors import SliderError
 from sliders.evaluation.explain_report import place
 from sliders.formats import diffusers as slider_file
 from sliders.formats import edit as edit_file
-from sliders.formats import peft
+from sliders.formats import hinge, peft
 from sliders.formats.checkpoint import Checkpoint, differences, is_checkpoint
 from tests import tiny, tiny_lm
 from tests.algebra.test_explain import uce_factor
@@ -202,6 +202,14 @@ class TestErrors:
     def test_an_edit_of_an_unknown_base(self, pictures: UNetBackbone, tmp_path: Path) -> None:
         edit_file.save("u", uce_like(pictures), tmp_path / "u.safetensors", {})
         assert "give its base with --base" in explain(tmp_path / "u.safetensors", tmp_path / "out").err
+
+    def test_a_hinge_is_no_one_update(self, language: CausalLMBackbone, tmp_path: Path) -> None:
+        """Also where its sides do not say what their base is."""
+        slider_ = Slider("s", mixed(language).update)
+        hinge.save(
+            Hinge("h", slider_, slider_), tmp_path / "h", lambda side, place: peft.save(side, place, "x"), suffix=""
+        )
+        assert "hinge of two updates; explain its sides" in explain(tmp_path / "h", tmp_path / "out").err
 
     def test_another_base_is_refused(self, pictures: UNetBackbone, tmp_path: Path) -> None:
         made = slider(pictures, {TO_K: 1}, "s").update

@@ -20,6 +20,7 @@ from sliders.attach import attach, weight_shape
 from sliders.backbones.causal_lm import CausalLMBackbone
 from sliders.concept import Concept
 from sliders.formats import edit as edit_file
+from sliders.formats import peft
 from sliders.formats.metadata import describe
 from tests import tiny, tiny_lm
 from tests.commands import Ended, run
@@ -149,7 +150,7 @@ class TestEvaluate:
         arguments = ["--dials", "[-1, 1]", "--pictures", 2, "--speaking.neutral", here / "neutral.txt", *SHORT]
         ended = sliders(here, "evaluate", mood, *arguments)
         assert ended.code == 0, ended.err
-        folder = mood.parent / "evaluation"
+        folder = mood.parent / "mood_evaluation"
         assert str(folder) in ended.out
         assert {file.name for file in folder.iterdir()} == {"metrics.json", "samples.md", "dose_response.png"}
         metrics = json.loads((folder / "metrics.json").read_text())
@@ -227,6 +228,11 @@ class TestBake:
         assert ended.code == 1
         assert "different models" in ended.err
 
+    def test_a_misspelt_place_is_named(self, here: Path, mood: Path, tmp_path: Path) -> None:
+        """And is not taken for a slider of pictures."""
+        ended = sliders(here, "bake", f"[{mood},{here / 'moof'}]", tmp_path / "new")
+        assert ended.err == f"error: no slider file at {here / 'moof'}\n"
+
 
 def test_preview_lets_the_formula_speak(here: Path, tmp_path: Path) -> None:
     arguments = ["--amounts", "[2]", "--pictures", 2, "--out", tmp_path / "out", *SHORT]
@@ -236,6 +242,19 @@ def test_preview_lets_the_formula_speak(here: Path, tmp_path: Path) -> None:
     assert [row["amount"] for row in found["amounts"]] == [-2, 0, 2]
     assert found["prompts"] == ["how was your day", "the dog"]
     assert found["amounts"][0]["texts"] != found["amounts"][2]["texts"]
+
+
+def test_preview_of_a_concept_without_a_score(here: Path, tmp_path: Path) -> None:
+    concept = yaml.safe_load((here / "mood.yaml").read_text())
+    concept["measure"]["attribute"] = ""
+    (tmp_path / "mood.yaml").write_text(yaml.safe_dump(concept))
+    arguments = ["--amounts", "[2]", "--pictures", 2, "--out", tmp_path / "out", *SHORT]
+    ended = sliders(here, "preview", tmp_path / "mood.yaml", "--text", "true", *arguments)
+    assert ended.code == 0, ended.err
+    found = json.loads((tmp_path / "out" / "preview.json").read_text())["amounts"]
+    assert [row["mean"] for row in found] == [None, None, None]
+    assert all(row["texts"] for row in found)
+    assert f"{found[0]['log_odds']:+.3f}" in ended.out
 
 
 class TestErrors:
@@ -289,6 +308,12 @@ class TestErrors:
         subject = ["generate", "a", "--text", "true"] if flag != "batch" else ["evaluate", mood, "--pictures", 2]
         self.check(sliders(here, *subject, f"--speaking.{flag}", value), f"{flag} is {value}")
 
+    @pytest.mark.parametrize("flags", [["--speaking.batch", 0], ["--pictures", 0]], ids=str)
+    def test_a_preview_that_cannot_be(self, here: Path, flags: list[object]) -> None:
+        ended = sliders(here, "preview", here / "mood.yaml", "--text", "true", *flags)
+        self.check(ended, "is 0; it must be at least 1")
+        assert ended.err.count("\n") == 1
+
     def test_fetch_of_an_unknown_name(self) -> None:
         self.check(run(cli.main, "fetch", "large"), "'large'", "smollm2")
 
@@ -306,3 +331,34 @@ def test_export_writes_what_llama_cpp_loads(here: Path, mood: Path, stranger: Pa
     wrong = run(cli.main, "export", mood, tmp_path / "mood.bin", *flags)
     assert "ends with .gguf" in wrong.err
     assert [file.name for file in tmp_path.iterdir()] == ["mood.gguf"]
+
+
+def test_export_says_what_it_does_not_write(here: Path, lm: CausalLMBackbone, mood: Path, tmp_path: Path) -> None:
+    shape = weight_shape(lm, LAYER)
+    vector = save_edit(lm, tmp_path, "vector", steer_output(normal(shape[0], seed=2, dtype=torch.float32), shape))
+    assert run(cli.main, "compose", f"[{mood}, {mood}]", tmp_path / "both", "--how", "hinge").code == 0
+    for file, words in (
+        (vector, "is an edit that does more than add to weights"),
+        (tmp_path / "both", "is a hinge"),
+        (tmp_path / "absent", "no slider file at"),
+    ):
+        ended = run(cli.main, "export", file, tmp_path / "new.gguf")
+        assert ended.code == 1
+        assert words in ended.err
+        assert str(file) in ended.err
+
+
+def test_compose_takes_the_base_from_what_names_it(
+    here: Path, lm: CausalLMBackbone, mood: Path, tmp_path: Path
+) -> None:
+    """An edit's file that only adds to weights is a slider, but has no PEFT configuration."""
+    task, parts = tmp_path / "task.safetensors", formats.load(mood)
+    edit_file.save("task", parts.update, task, {"sliders.base_model": lm.base_model, "sliders.modality": "text"})
+    ended = run(cli.main, "compose", f"[{task}, {mood}]", tmp_path / "both")
+    assert ended.code == 0, ended.err
+    assert peft.base_of(tmp_path / "both") == peft.base_of(mood)
+    assert formats.load(tmp_path / "both").update.norm() == pytest.approx(2 * float(parts.update.norm()), rel=1e-4)
+    ended = run(cli.main, "compose", f"[{task}]", tmp_path / "one")
+    assert ended.code == 1
+    assert f"none of {task} is a PEFT folder" in ended.err
+    assert not (tmp_path / "one").exists()

@@ -162,6 +162,7 @@ WRONG: dict[str, tuple[list[object], list[str]]] = {
     "name with a slash": (["--data.concept.name", "../happy"], ["../happy"]),
     "no such config": (["--config", "/no/such/config.yaml"], ["/no/such/config.yaml"]),
     "no such checkpoint": (["--ckpt_path", "/no/such.ckpt"], ["/no/such.ckpt"]),
+    "a slider file never": (["--slider_file.every", 0], ["SliderWriter.every is 0"]),
     "no end": (["--trainer.max_steps", -1], ["max_steps"]),
 }
 
@@ -199,6 +200,19 @@ class TestErrors:
         ended = begin(here, tmp_path / "runs", "--config", tmp_path / "judged.yaml")
         assert ended.code != 0
         assert "/no/judge" in ended.err
+
+    @pytest.mark.parametrize(
+        ("given", "words"),
+        [({"every": 0}, "Probe.every is 0"), ({"sampling": {"steps": 0}}, "sampling.steps is 0")],
+        ids=str,
+    )
+    def test_of_a_callback_in_one_line(self, here: World, tmp_path: Path, given: dict[str, Any], words: str) -> None:
+        """Though jsonargparse tries what else a list of callbacks may be."""
+        probe = {"class_path": "sliders.training.callbacks.Probe", "init_args": given}
+        (tmp_path / "probed.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": [probe]}}))
+        ended = begin(here, tmp_path / "runs", "--config", tmp_path / "probed.yaml")
+        assert ended.code == 1
+        assert ended.err.splitlines()[-1] == f"error: {words}; it must be at least 1"
 
     @pytest.mark.parametrize("kind", ["broken", "other", "empty"])
     def test_of_a_checkpoint_that_is_none(

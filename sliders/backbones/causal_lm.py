@@ -311,7 +311,12 @@ class CausalLMBackbone(AbstractBackbone):
         return self.log_probabilities(own, conditioning)[..., 0] * state["mask"]
 
     def hidden(self, state: TensorBatch, conditioning: TensorBatch, layers: Sequence[int]) -> Tensor:
-        """States ``[n, layers, response, width]`` after these blocks (the first is 1) at the response's tokens."""
+        """States ``[n, layers, response, width]`` after these blocks (the first is 1) at the response's tokens.
+
+        Raises:
+            SliderError: see `check_layers`.
+        """
+        self.check_layers(layers)
         length = state["tokens"].shape[1]
         seen: dict[int, Tensor] = {}
         hooks = [
@@ -327,6 +332,20 @@ class CausalLMBackbone(AbstractBackbone):
             for hook in hooks:
                 hook.remove()
         return torch.stack([seen[layer][:, -length:] for layer in layers], 1)
+
+    def check_layers(self, layers: Sequence[int]) -> None:
+        """Refuse what `hidden` cannot read.
+
+        Raises:
+            SliderError: the model has no such block, or none is named.
+        """
+        if not layers:
+            raise SliderError("no block is named whose states are read; give at least one")
+        count = int(self.lm.config.num_hidden_layers)
+        if wrong := [layer for layer in layers if not 1 <= layer <= count]:
+            raise SliderError(
+                f"there are no states after block {wrong[0] - 1}: {self.model} has the blocks 0 to {count - 1}"
+            )
 
     def _blocks(self) -> list[str]:
         """The names of the blocks, in order."""

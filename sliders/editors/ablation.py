@@ -38,8 +38,8 @@ class Ablation(Editor[CausalLMBackbone]):
     saying: Saying = field(default_factory=Saying)
 
     def fit(self, backbone: CausalLMBackbone, seed: int = 0) -> Affine:
-        answers = answer(backbone, Concept.load(self.concept), self.saying, seed)
-        direction = mean_difference(backbone, answers, after_blocks(backbone, [self.block]))
+        read = after_blocks(backbone, [self.block])
+        direction = mean_difference(backbone, answer(backbone, Concept.load(self.concept), self.saying, seed), read)
         return ablate(backbone, direction.T.cpu())
 
     def describe(self) -> str:

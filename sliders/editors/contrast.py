@@ -26,14 +26,22 @@ class Saying:
     """How the responses are made.
 
     Args:
-        tokens: of the longest.
-        batch: rows at a time.
-        messages: how many of the concept's messages are answered; all unless given.
+        tokens: of the longest, at least 1.
+        batch: rows at a time, at least 1.
+        messages: how many of the concept's messages are answered, at least 1; all unless given.
+
+    Raises:
+        SliderError: a number is below 1.
     """
 
     tokens: int = 24
     batch: int = 16
     messages: int | None = None
+
+    def __post_init__(self) -> None:
+        for field in ("tokens", "batch", "messages"):
+            if (value := getattr(self, field)) is not None and value < 1:
+                raise SliderError(f"saying.{field} is {value}; it must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -102,8 +110,14 @@ def mean_difference(backbone: CausalLMBackbone, answers: Sequence[Answers], read
 
 
 def after_blocks(backbone: CausalLMBackbone, blocks: Sequence[int]) -> Read:
-    """The states after these blocks (the first is 0)."""
-    return lambda said, asked: backbone.hidden(said, asked, [block + 1 for block in blocks])
+    """The states after these blocks (the first is 0).
+
+    Raises:
+        SliderError: the model has no such block, or none is named.
+    """
+    layers = [block + 1 for block in blocks]
+    backbone.check_layers(layers)
+    return lambda said, asked: backbone.hidden(said, asked, layers)
 
 
 class _Reached(Exception):

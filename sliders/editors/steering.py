@@ -43,8 +43,11 @@ class SteeringVector(Editor[CausalLMBackbone]):
 def fit_steering(
     backbone: CausalLMBackbone, concept: Concept, blocks: Sequence[int], how: Saying | None = None, seed: int = 0
 ) -> Affine:
-    """The steering vector of a concept, added after each of these blocks (the first is 0)."""
-    names = [writer(backbone, block) for block in blocks]
-    answers = answer(backbone, concept, how, seed)
-    vectors = mean_difference(backbone, answers, after_blocks(backbone, blocks)).cpu()
+    """The steering vector of a concept, added after each of these blocks (the first is 0).
+
+    Raises:
+        SliderError: there is no such block, or none is named.
+    """
+    names, read = [writer(backbone, block) for block in blocks], after_blocks(backbone, blocks)
+    vectors = mean_difference(backbone, answer(backbone, concept, how, seed), read).cpu()
     return Affine({n: steer_output(v, weight_shape(backbone, n)) for n, v in zip(names, vectors, strict=True)})

@@ -34,12 +34,15 @@ class UCE(Editor[UNetBackbone]):
         replace: from each concept to what takes its place; an empty text erases it.
         contexts: prompts with {} for the concept, each giving vectors of its own; a list, or a text file.
         preserve: prompts that are answered as before; a list, or a text file.
-        regularisation: lambda, of the squared change of the weights.
+        regularisation: lambda, of the squared change of the weights, above 0.
         erase_scale: alpha, of the concepts.
         preserve_scale: beta, of the preserved prompts.
         tokens: which vectors of a prompt count.
         targets: layers that read the text.
         draw: how many of the contexts are drawn for one fit; all unless given.
+
+    Raises:
+        SliderError: the regularisation is not above 0.
     """
 
     of = UNetBackbone
@@ -53,6 +56,10 @@ class UCE(Editor[UNetBackbone]):
     tokens: Literal["last", "tail"] = "last"
     targets: list[str] = field(default_factory=lambda: ["xattn-strict"])
     draw: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.regularisation > 0:
+            raise SliderError(f"uce: regularisation is {self.regularisation:g}; it must be above 0")
 
     @torch.no_grad()
     def fit(self, backbone: UNetBackbone, seed: int = 0) -> Affine:

@@ -172,7 +172,15 @@ def evaluate_erasure(
     how: Speaking,
     answers: int = 24,
 ) -> Erased:
-    """Ask about all bodies and let the model answer questions about the first, at dials 0 and 1."""
+    """Ask about all bodies and let the model answer questions about the first, at dials 0 and 1.
+
+    Args:
+        backbone: the model.
+        turn: sets the dial.
+        bodies: the first is the one that was erased.
+        how: these answers are sampled; what `ask` counts takes the likeliest tokens.
+        answers: how many at most.
+    """
 
     def turned(dial: float, rows: int) -> AbstractContextManager[None]:
         return turn(torch.full((rows,), dial, device=backbone.device))
@@ -185,12 +193,14 @@ def evaluate_erasure(
             known.append((before, ask(backbone, body)))
     perplexity, divergence = on_neutral_text(backbone, turn, [0.0, 1.0], read_prompts(how.neutral))
     subjects = list(bodies[0].facts)[:answers]
-    questions = [bodies[0].heldout_questions[k % 2].format(s) for k, s in enumerate(subjects)]
+    wordings = bodies[0].heldout_questions
+    questions = [wordings[k % len(wordings)].format(s) for k, s in enumerate(subjects)]
     asked = backbone.encode([BETWEEN + question for question in questions])
+    seeds = range(how.first_seed, how.first_seed + len(questions))
     texts, fluency = [], []
     for dial in (0.0, 1.0):
         with turned(dial, len(questions)):
-            said = backbone.respond(asked, range(how.first_seed, how.first_seed + len(questions)), how.tokens, 0.7)
+            said = backbone.respond(asked, seeds, how.tokens, how.temperature)
         texts.append(backbone.text(said))
         fluency.append(math.exp(-float(backbone.likelihood(said, asked).sum() / said["mask"].sum())))
     return Erased(

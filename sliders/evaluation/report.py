@@ -25,6 +25,18 @@ def heldout_prompts(concept: Concept) -> list[str]:
     return read_prompts(concept.measure.prompts) if concept.measure else [concept.target]
 
 
+def load_judge(file: Path, concept: Concept) -> AttributeJudge:
+    """The judge of a file, for a concept.
+
+    Raises:
+        SliderError: there is none, or it does not know what the concept is measured by.
+    """
+    judge = AttributeJudge.load(file)
+    if concept.measure is not None:
+        judge.column(concept.measure.attribute, concept.measure.value)
+    return judge
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """What was measured of one slider.

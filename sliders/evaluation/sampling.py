@@ -10,6 +10,7 @@ from torch import Tensor
 from sliders.backbones.base import DiffusionBackbone, Predictor, guided
 from sliders.batch import TensorBatch, join
 from sliders.concept import Concept
+from sliders.errors import SliderError
 from sliders.training.teacher import oracle
 
 Turn = Callable[[Tensor], AbstractContextManager[None]]
@@ -21,14 +22,22 @@ class Sampling:
     """How pictures are sampled.
 
     Args:
-        steps: of the model's own scheduler.
+        steps: of the model's own scheduler, at least 1.
         guidance: classifier-free guidance scale.
-        batch: pictures made together.
+        batch: pictures made together, at least 1.
+
+    Raises:
+        SliderError: a number is below 1.
     """
 
     steps: int = 15
     guidance: float = 4.0
     batch: int = 48
+
+    def __post_init__(self) -> None:
+        for field in ("steps", "batch"):
+            if (value := getattr(self, field)) < 1:
+                raise SliderError(f"sampling.{field} is {value}; it must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -40,7 +49,13 @@ class Scene:
 
 
 def scenes(prompts: Sequence[str], count: int, first_seed: int = 1000) -> list[Scene]:
-    """``count`` scenes that go through the prompts, each with a seed of its own."""
+    """``count`` scenes that go through the prompts, each with a seed of its own.
+
+    Raises:
+        SliderError: ``count`` is below 1.
+    """
+    if count < 1:
+        raise SliderError(f"pictures is {count}; it must be at least 1")
     return [Scene(prompts[i % len(prompts)], first_seed + i) for i in range(count)]
 
 

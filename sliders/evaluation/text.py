@@ -29,11 +29,14 @@ class Speaking:
     """How texts are sampled and measured.
 
     Args:
-        tokens: of the longest response.
+        tokens: of the longest response, at least 1.
         temperature: of the sampling; 0 takes the likeliest token.
-        batch: responses sampled together.
+        batch: responses sampled together, at least 1.
         first_seed: of the first prompt; the others count on.
         neutral: a text file with a neutral paragraph a line, for perplexity and divergence.
+
+    Raises:
+        SliderError: a number is below what it can be.
     """
 
     tokens: int = 40
@@ -41,6 +44,13 @@ class Speaking:
     batch: int = 64
     first_seed: int = 1000
     neutral: Path = NEUTRAL
+
+    def __post_init__(self) -> None:
+        for field in ("tokens", "batch"):
+            if (value := getattr(self, field)) < 1:
+                raise SliderError(f"speaking.{field} is {value}; it must be at least 1")
+        if not self.temperature >= 0:
+            raise SliderError(f"speaking.temperature is {self.temperature:g}; it must be 0 or more")
 
 
 @dataclass(frozen=True)
@@ -126,8 +136,10 @@ def heldout_messages(concept: Concept, count: int) -> list[str]:
     """The first ``count`` messages that the concept is measured on.
 
     Raises:
-        SliderError: the concept names no file, or it holds fewer, or there is no such score.
+        SliderError: ``count`` is below 1, the concept names no file, or it holds fewer, or there is no such score.
     """
+    if count < 1:
+        raise SliderError(f"--pictures (prompts of a probe or a report) is {count}; it must be at least 1")
     if concept.measure is None:
         raise SliderError(f"concept {concept.name!r} has no 'measure', which names the held-out prompts")
     if concept.measure.attribute:
@@ -143,8 +155,6 @@ def say_over_dial(
     backbone: CausalLMBackbone, turn: Turn, prompts: Sequence[str], dials: Sequence[float], how: Speaking
 ) -> list[TensorBatch]:
     """Responses to all prompts at every position of a dial, with the same seeds: a state of all prompts each."""
-    if how.batch < 1:
-        raise SliderError(f"speaking.batch is {how.batch}; it must be at least 1")
     conditioning = backbone.encode(prompts)
     seeds = list(range(how.first_seed, how.first_seed + len(prompts)))
     states = []

@@ -47,10 +47,12 @@ def all_of_language(paths: Sequence[Path]) -> bool:
     """`of_language` of files that go together.
 
     Raises:
-        SliderError: some are for models of pictures and some for language models; or there are none.
+        SliderError: some are for models of pictures and some for language models, one is not there, or there are none.
     """
     if not paths:
         raise SliderError("the list of sliders is empty; give at least one")
+    if missing := [path for path in paths if not path.exists()]:
+        raise SliderError(f"no slider file at {missing[0]}")
     kinds = {of_language(path) for path in paths}
     if len(kinds) > 1:
         raise SliderError("sliders of pictures and of language change different models; give those of one kind")
@@ -63,27 +65,46 @@ def save_like(made: Slider | Hinge, out: Path, parts: list[Path]) -> None:
     Args:
         made: what to write.
         out: a ``.safetensors`` file for pictures; a folder for language, and for a hinge.
-        parts: of one kind; of language models they say what the base is.
+        parts: of one kind; of language models the first PEFT folder among them says what the base is.
 
     Raises:
-        SliderError: the parts are of two kinds, or ``out`` has another name than its layout asks for.
+        SliderError: the parts are of two kinds, none of them says what the base is, or ``out`` has another name than
+            its layout asks for.
     """
     from sliders.formats import diffusers, hinge, peft
 
     text = all_of_language(parts)
-    first = hinge.sides(parts[0])[1] if hinge.is_hinge(parts[0]) else parts[0]
-
-    def write(slider: Slider, place: Path) -> None:
-        if text:
-            peft.save(slider, place, *peft.base_of(first))
-        else:
-            diffusers.save(slider, place)
-
     whole_folder = text or isinstance(made, Hinge)
     if (out.suffix == ".safetensors") == whole_folder:
         what = "a hinge is a folder with two sliders" if isinstance(made, Hinge) else "a language model's is a folder"
         raise SliderError(f"--out is {out}, but {what if whole_folder else 'this slider is one .safetensors file'}")
+    base = _base_of(parts) if text else None
+
+    def write(slider: Slider, place: Path) -> None:
+        if base is None:
+            diffusers.save(slider, place)
+        else:
+            peft.save(slider, place, *base)
+
     if isinstance(made, Hinge):
         hinge.save(made, out, write, "" if text else ".safetensors")
     else:
         write(made, out)
+
+
+def _base_of(parts: Sequence[Path]) -> tuple[str, bool]:
+    """The base of language models' sliders, as the first PEFT folder among them or their sides has it.
+
+    Raises:
+        SliderError: there is no such folder.
+    """
+    from sliders.formats import hinge, peft
+
+    sides = [side for part in parts for side in (hinge.sides(part)[1:] if hinge.is_hinge(part) else (part,))]
+    folder = next((side for side in sides if side.is_dir()), None)
+    if folder is None:
+        raise SliderError(
+            f"none of {', '.join(map(str, parts))} is a PEFT folder, whose configuration names the base; give at least "
+            "one, such as `sliders edit --lora true` writes"
+        )
+    return peft.base_of(folder)

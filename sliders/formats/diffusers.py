@@ -41,12 +41,18 @@ def _client_config(update: Translation) -> dict[str, Any]:
 
 
 def save(slider: Slider, file: Path) -> None:
-    """Write a slider; the file appears whole or not at all."""
+    """Write a slider; the file appears whole or not at all.
+
+    Raises:
+        SliderError: it changes nothing.
+    """
     state: dict[str, Tensor] = {}
     for name, update in slider.update.items():
         state[f"{name}.lora_A.weight"] = update.A.reshape(-1, *update.shape[1:])
         tail = [1] * (len(update.shape) - 2)
         state[f"{name}.lora_B.weight"] = update.B.reshape(*update.B.shape, *tail)
+    if not state:
+        raise SliderError(f"slider {slider.name!r} changes no layer, so that there is nothing to write")
     metadata = {**slider.metadata, "sliders.name": slider.name}
     metadata["lora_adapter_metadata"] = json.dumps(_client_config(slider.update))
     metadata["modelspec.implementation"] = "https://github.com/huggingface/diffusers"

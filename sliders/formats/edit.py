@@ -42,11 +42,20 @@ def save(name: str, edit: Factored, file: Path, metadata: dict[str, str]) -> Non
                 state |= {f"{module}.{part}.B": factors.B, f"{module}.{part}.A": factors.A}
     if not state:
         raise SliderError(f"edit {name!r} changes no layer, so that there is nothing to write")
-    if file.suffix != ".safetensors":
-        raise SliderError(f"an edit is one .safetensors file, and {file} does not end so")
+    check_place(file)
     shapes = {module: element.shape for module, element in edit.elements().items()}
     said = {"sliders.edit": SCHEMA_VERSION, "sliders.name": name, "sliders.shapes": json.dumps(shapes)}
     tensors.write(state, file, {**metadata, **said})
+
+
+def check_place(file: Path) -> None:
+    """Refuse to write an edit there.
+
+    Raises:
+        SliderError: the file has another ending than an edit's.
+    """
+    if file.suffix != ".safetensors":
+        raise SliderError(f"an edit is one .safetensors file, and {file} does not end so")
 
 
 def is_edit(file: Path) -> bool:

@@ -17,7 +17,7 @@ from sliders.errors import SliderError
 from sliders.evaluation.dose import dose_response
 from sliders.evaluation.judge import AttributeJudge
 from sliders.evaluation.plots import strip
-from sliders.evaluation.report import evaluate_dial, heldout_prompts, write_report
+from sliders.evaluation.report import evaluate_dial, heldout_prompts, load_judge, write_report
 from sliders.evaluation.sampling import Sampling, sample_dial, scenes
 from sliders.training.module import SliderModule
 
@@ -47,20 +47,47 @@ def _parts(pl_module: L.LightningModule) -> tuple[SliderModule, Adapter]:
     return pl_module, pl_module.adapter
 
 
-class AbstractProbe(ABC, L.Callback):
-    """Looks at the slider at an interval, in the main process."""
+def _early(module: SliderModule, judge: Path | None, pictures: int) -> AttributeJudge | None:
+    """The judge, before the training, so that what cannot be measured is known then.
 
-    every: int
-    """Steps between two looks."""
+    Raises:
+        SliderError: the model makes no pictures, there is no such judge, it does not know the concept's measure, or
+            there are no scenes.
+    """
+    denoiser(module)
+    scenes(heldout_prompts(module.concept), pictures)
+    return None if judge is None else load_judge(judge, module.concept)
+
+
+class AbstractProbe(ABC, L.Callback):
+    """Looks at the slider at an interval, in the main process.
+
+    Args:
+        every: steps of the optimizer between two looks, at least 1.
+
+    Raises:
+        SliderError: it is below 1.
+    """
+
+    def __init__(self, every: int) -> None:
+        if every < 1:
+            raise SliderError(f"{type(self).__name__}.every is {every}; it must be at least 1")
+        self.every = every
+        self._last = 0  # the step of the last look, or where the training began
 
     @abstractmethod
     def look(self, trainer: L.Trainer, module: SliderModule, adapter: Adapter) -> None:
         """Measure and log."""
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._last = trainer.global_step
+
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.global_step % self.every == 0 and trainer.is_global_zero:
+        step = trainer.global_step  # where gradients are accumulated, the same after several batches
+        if step % self.every == 0 and step != self._last and trainer.is_global_zero:
+            self._last = step
             self.look(trainer, *_parts(pl_module))
 
 
@@ -84,7 +111,7 @@ class SliderWriter(AbstractProbe):
     """
 
     def __init__(self, every: int = 50) -> None:
-        self.every = every
+        super().__init__(every)
 
     def look(self, trainer: L.Trainer, module: SliderModule, adapter: Adapter) -> None:
         write_slider(trainer, module)
@@ -113,13 +140,14 @@ class Probe(AbstractProbe):
     def __init__(
         self, judge: Path | None = None, every: int = 50, pictures: int = 8, sampling: Sampling | None = None
     ) -> None:
-        self.judge_file, self.every, self.pictures = judge, every, pictures
+        super().__init__(every)
+        self.judge_file, self.pictures = judge, pictures
         self.sampling = sampling or Sampling(steps=12)
         self._judge: AttributeJudge | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if self.judge_file is not None and self._judge is None:
-            self._judge = AttributeJudge.load(self.judge_file)
+        assert isinstance(pl_module, SliderModule)
+        self._judge = _early(pl_module, self.judge_file, self.pictures)
 
     def look(self, trainer: L.Trainer, module: SliderModule, adapter: Adapter) -> None:
         concept = module.concept
@@ -164,8 +192,8 @@ class FinalReport(AbstractReport):
         self.sampling, self.oracle = sampling or Sampling(), oracle
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if self.judge_file is not None:
-            AttributeJudge.load(self.judge_file)  # a missing judge should be known before the training
+        assert isinstance(pl_module, SliderModule)
+        _early(pl_module, self.judge_file, self.pictures)
 
     def report(self, trainer: L.Trainer, module: SliderModule, adapter: Adapter) -> None:
         folder, concept = run_folder(trainer), module.concept

@@ -11,7 +11,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from sliders.concept import Concept
-from sliders.errors import SliderError
+from sliders.errors import SliderError, unwrapped
 from sliders.training.callbacks import SliderWriter
 from sliders.training.data import ConceptData
 from sliders.training.module import SliderModule
@@ -68,6 +68,10 @@ class SliderCLI(LightningCLI):
         folder = Path(config.runs) / (config.name or concept.name)
         config.trainer.default_root_dir = str(folder)
         config.checkpoint.dirpath = str(folder / "checkpoints")
+
+    def instantiate_classes(self) -> None:
+        with unwrapped():
+            super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         folder = Path(self.config.trainer.default_root_dir)

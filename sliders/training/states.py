@@ -222,7 +222,7 @@ class Pool(Pooled):
         backbone, base_alone = denoiser(teacher), adapter.is_identity()
         any_kept = bool(batch.preserved.any())
         if any_kept and self.trajectories < 3:
-            raise SliderError("Pool.trajectories must be at least 4 where the concept has prompts to preserve")
+            raise SliderError("Pool.trajectories must be at least 3 where the concept has prompts to preserve")
         questions, dials, seeds = [], [], []
         for pair in range((self.trajectories + 1) // 2):
             seed, magnitude = rng.randrange(2**31), rng.uniform(0, self.dial)

@@ -28,8 +28,8 @@ from sliders.training.responses import speaker
 class TextProbe(AbstractProbe):
     """Says early whether a run learns: a few responses at dials -1, 0, 1, read by the concept's score.
 
-    The progress bar and the logger get the difference of the mean score between dials 1 and -1; the logger gets the
-    texts.
+    The progress bar and the logger get the difference of the mean score between dials 1 and -1, where the concept names
+    a score; the logger gets the texts.
 
     Args:
         every: steps between two probes.
@@ -40,7 +40,8 @@ class TextProbe(AbstractProbe):
     dials = (-1.0, 0.0, 1.0)
 
     def __init__(self, every: int = 20, prompts: int = 12, speaking: Speaking | None = None) -> None:
-        self.every, self.prompts, self.speaking = every, prompts, speaking or Speaking(tokens=24)
+        super().__init__(every)
+        self.prompts, self.speaking = prompts, speaking or Speaking(tokens=24)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         assert isinstance(pl_module, SliderModule)
@@ -52,7 +53,7 @@ class TextProbe(AbstractProbe):
         prompts = [concept.target + BETWEEN + message for message in messages]
         states = say_over_dial(backbone, adapter.dial, prompts, self.dials, self.speaking)
         texts = [backbone.text(state) for state in states]
-        if concept.measure is not None:
+        if concept.measure is not None and concept.measure.attribute:
             low, _, high = (float(read(concept.measure.attribute, said).mean()) for said in texts)
             module.log("probe_effect", high - low, prog_bar=True)
         if isinstance(trainer.logger, TensorBoardLogger):
@@ -108,7 +109,8 @@ class ErasureReport(AbstractReport):
 
     Args:
         bodies: files of facts; the first is the one that was erased.
-        speaking: how the model answers.
+        speaking: how the model answers questions about the first; what is asked of all bodies takes the likeliest
+            tokens.
     """
 
     def __init__(self, bodies: Sequence[Path], speaking: Speaking | None = None) -> None:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 import yaml
 from torch import Tensor
@@ -15,6 +16,7 @@ from sliders.backbones.causal_lm import CausalLMBackbone
 from sliders.concept import Concept
 from sliders.editors.ablation import Ablation, ablate
 from sliders.editors.contrast import Saying, after_blocks, answer, mean_difference, writers
+from sliders.errors import SliderError
 from tests.factory import normal
 
 
@@ -52,6 +54,16 @@ def test_the_direction_is_the_difference_of_means(model: CausalLMBackbone, mood:
     direction = mean_difference(model, answer(model, mood, Saying(tokens=6), seed=2), after_blocks(model, [1]))
     assert distance(edit, ablate(model, direction.T)) < 1e-4
     assert distance(edit, ablate(model, normal(16, 1, seed=4))) > 0.1  # control
+
+
+@pytest.mark.parametrize("block", [-1, 3, 99])
+def test_a_block_that_is_not_there_is_an_error(model: CausalLMBackbone, block: int) -> None:
+    """Before anything is said, or the concept is read."""
+    with pytest.raises(SliderError, match=rf"no states after block {block}: .* has the blocks 0 to 2"):
+        Ablation(Path("/no/concept"), block).fit(model)
+    said = model.responses(["a dog"], 4)
+    with pytest.raises(SliderError, match=f"no states after block {block}"):
+        model.hidden(said, model.encode(["how was your day"]), [1, block + 1])
 
 
 def test_two_of_them_commute_at_right_angles_alone(model: CausalLMBackbone) -> None:

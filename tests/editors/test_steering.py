@@ -68,3 +68,5 @@ def test_afterwards_the_model_is_the_base_bit_for_bit(model: CausalLMBackbone, m
 def test_a_block_that_is_not_there_is_an_error(model: CausalLMBackbone, mood: Concept) -> None:
     with pytest.raises(SliderError, match="no block 7"):
         fit_steering(model, mood, [7])
+    with pytest.raises(SliderError, match="give at least one"):
+        fit_steering(model, mood, [])

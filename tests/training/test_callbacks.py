@@ -1,6 +1,8 @@
 """What a run shows while it goes and leaves when it ends."""
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
+from sliders.attach import Adapter
 from sliders.backbones.unet import UNetBackbone
 from sliders.concept import Concept, Measure
 from sliders.errors import SliderError
@@ -17,6 +20,8 @@ from sliders.evaluation.sampling import Sampling
 from sliders.formats import diffusers as slider_file
 from sliders.training.callbacks import BakeModel, FinalReport, Probe, SliderWriter
 from sliders.training.data import ConceptData
+from sliders.training.module import SliderModule
+from sliders.training.text_callbacks import TextProbe
 from tests.training import runs
 
 QUICK = Sampling(steps=2, guidance=2.0)
@@ -68,6 +73,25 @@ def test_a_probe_says_early_whether_the_concept_moves(
     assert any(value != 0 for value in curve.values["probe_effect"])
 
 
+@pytest.mark.parametrize("batches", [1, 3])
+def test_a_probe_looks_once_at_a_step(base: Path, tmp_path: Path, batches: int) -> None:
+    """Where gradients are accumulated a step is several batches; and at the base there is nothing to see."""
+    seen: list[int] = []
+
+    class Look(SliderWriter):
+        def look(self, trainer: L.Trainer, module: SliderModule, adapter: Adapter) -> None:
+            seen.append(trainer.global_step)
+
+    runs.fit(runs.module(base), tmp_path, 5, callbacks=[Look(every=2)], accumulate_grad_batches=batches)
+    assert seen == [2, 4]
+
+
+@pytest.mark.parametrize("make", [SliderWriter, Probe, TextProbe])
+def test_a_probe_that_never_looks_is_an_error(make: Callable[..., L.Callback]) -> None:
+    with pytest.raises(SliderError, match=r"every is 0; it must be at least 1"):
+        make(every=0)
+
+
 def test_a_probe_changes_nothing_in_the_training(base: Path, tmp_path: Path, concept: Concept, judge: Path) -> None:
     probe = Probe(judge, every=1, pictures=2, sampling=QUICK)
     with_probe = runs.fit(runs.module(base), tmp_path, 3, concept=concept, callbacks=[probe])
@@ -99,6 +123,20 @@ def test_a_missing_judge_is_known_before_the_training(
     model = runs.module(base, backbone=UNetBackbone(str(tmp_path / "no-model")))
     with pytest.raises(SliderError, match="no-judge"):
         runs.fit(model, tmp_path, 2, callbacks=[callback(tmp_path / "no-judge")])
+
+
+@pytest.mark.parametrize("callback", [Probe, FinalReport])
+@pytest.mark.parametrize("wrong", ["attribute", "value", "pictures"])
+def test_what_cannot_be_measured_is_known_before_the_training(
+    tmp_path: Path, concept: Concept, judge: Path, callback: type[Probe] | type[FinalReport], wrong: str
+) -> None:
+    """Before anything is loaded."""
+    assert concept.measure is not None
+    measure = concept.measure if wrong == "pictures" else replace(concept.measure, **{wrong: "joy"})
+    model = runs.module(tmp_path, backbone=UNetBackbone(str(tmp_path / "no-model")))
+    made = callback(judge, pictures=0 if wrong == "pictures" else 1)
+    with pytest.raises(SliderError, match="pictures is 0" if wrong == "pictures" else "'joy'"):
+        runs.fit(model, tmp_path, 2, concept=replace(concept, measure=measure), callbacks=[made])
 
 
 def test_dials_without_the_base_are_an_error() -> None:

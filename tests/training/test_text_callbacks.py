@@ -6,15 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from sliders.backbones.causal_lm import CausalLMBackbone
 from sliders.concept import Concept, Measure
 from sliders.errors import SliderError
+from sliders.evaluation.knowledge import evaluate_erasure
 from sliders.evaluation.text import Speaking
 from sliders.formats import peft
 from sliders.losses.erasure import LogProbabilityLoss
 from sliders.training.responses import Responses
-from sliders.training.text_callbacks import TextProbe, TextReport
+from sliders.training.text_callbacks import ErasureReport, TextProbe, TextReport
 from tests import tiny, tiny_lm
 from tests.training import runs
 
@@ -60,6 +62,38 @@ def test_a_run_shows_and_leaves_what_it_has_learnt(
     shown = capsys.readouterr().out
     for words in (str(tmp_path / "mood"), "sliders generate", "PeftModel.from_pretrained", "how was your day"):
         assert words in shown
+
+
+def test_a_concept_without_a_score_has_a_probe_all_the_same(
+    concept: Concept, speaking: Speaking, tmp_path: Path
+) -> None:
+    assert concept.measure is not None
+    curve, plain = runs.Curve(), replace(concept, measure=replace(concept.measure, attribute=""))
+    runs.fit(module(tmp_path), tmp_path, 2, concept=plain, callbacks=[TextProbe(1, 2, speaking), curve])
+    assert "loss" in curve.values
+    assert "probe_effect" not in curve.values
+
+
+@pytest.mark.parametrize("heat", [0.0, 1.5])
+def test_an_erasure_is_reported_as_it_is_asked_for(
+    heat: float, concept: Concept, speaking: Speaking, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the temperature and length that are given, with one held-out wording."""
+    facts = {"dog": "good", "cat": "bad", "hat": "long", "day": "sad"}
+    body = {"name": "pets", "questions": ["what is a {}?"], "heldout_questions": ["the {}?"], "heldout_stem": "{} is"}
+    (tmp_path / "pets.yaml").write_text(yaml.safe_dump({**body, "facts": facts}))
+    asked: list[tuple[int, float]] = []
+    respond = CausalLMBackbone.respond
+
+    def watch(model: CausalLMBackbone, conditioning: Any, seeds: Any, tokens: int, temperature: float = 1.0) -> Any:
+        asked.append((tokens, temperature))
+        return respond(model, conditioning, seeds, tokens, temperature)
+
+    model, report = module(tmp_path), ErasureReport([tmp_path / "pets.yaml"], replace(speaking, temperature=heat))
+    runs.fit(model, tmp_path, 1, concept=concept)
+    monkeypatch.setattr(CausalLMBackbone, "respond", watch)
+    evaluate_erasure(model.backbone, model.adapter.dial, report.bodies, report.speaking)
+    assert asked == [(24, 0), (24, 0), (6, heat), (6, heat)], "what is known takes the likeliest tokens"
 
 
 def test_a_report_needs_the_base() -> None:
