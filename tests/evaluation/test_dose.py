@@ -179,7 +179,7 @@ class Bent(DiffusionBackbone):
     def decode(self, finished: TensorBatch) -> Tensor:
         raise NotImplementedError
 
-    def export(self, folder: Path) -> None:
+    def write(self, folder: Path) -> None:
         raise NotImplementedError
 
     @contextmanager

@@ -50,7 +50,7 @@ class Toy(AbstractBackbone):
         x = state["x"] + conditioning["shift"][:, None]
         return self.one(x) + self.other(x) + torch.tanh(self.bent(x))
 
-    def export(self, folder: Path) -> None:
+    def write(self, folder: Path) -> None:
         raise NotImplementedError
 
     def save_slider(self, slider: Slider, folder: Path) -> Path:
