@@ -15,7 +15,7 @@ from sliders.algebra.merges import dare, knots, ties
 from sliders.algebra.slider import Hinge, NamedDial, Partial, Slider
 from sliders.cli_defaults import one_each
 from sliders.console import say
-from sliders.errors import SliderError
+from sliders.errors import SliderError, check_at_least_1
 from sliders.evaluation.plots import dial_label
 from sliders.formats.metadata import check_one_base, describe_composed
 
@@ -51,9 +51,7 @@ class Merging:
     by: Literal["inner", "columns", "rows"] = "columns"
 
     def __post_init__(self) -> None:
-        for field in ("rank", "total_rank"):
-            if (value := getattr(self, field)) is not None and value < 1:
-                raise SliderError(f"--merging.{field} is {value}; it must be at least 1")
+        check_at_least_1("--merging", self, "rank", "total_rank")
 
 
 _ASKED: dict[str, tuple[str, ...]] = {

@@ -8,6 +8,22 @@ class SliderError(Exception):
     """Something asked for cannot be done; the message names the file, key or flag and says what to do instead."""
 
 
+def check_at_least_1(where: str, holder: object, *fields: str) -> None:
+    """Of settings, which may be None.
+
+    Args:
+        where: what stands before a field's name, such as ``sampling``.
+        holder: of the fields.
+        fields: their names.
+
+    Raises:
+        SliderError: one is below 1.
+    """
+    for field in fields:
+        if (value := getattr(holder, field)) is not None and value < 1:
+            raise SliderError(f"{where}.{field} is {value}; it must be at least 1")
+
+
 @contextmanager
 def unwrapped() -> Iterator[None]:
     """Raise a `SliderError` as itself where a library has raised its own from it.

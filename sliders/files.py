@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, also where several processes write the same one."""
+"""Files and folders that appear whole or not at all, also where several processes write the same one."""
 
 import stat
 import tempfile
@@ -25,6 +25,23 @@ def replacing(file: Path) -> Iterator[Path]:
         if stat.S_IMODE(new.stat().st_mode) != mode:
             new.chmod(mode)
         new.replace(file)
+
+
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """`replacing` for a folder: gives the path of one that is still to be made, and takes the place of an older one."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-", ignore_cleanup_errors=True) as place:
+        new, old = Path(place) / "new", Path(place) / "old"
+        yield new
+        if replaced := folder.exists():
+            folder.rename(old)
+        try:
+            new.rename(folder)
+        except BaseException:
+            if replaced:
+                old.rename(folder)
+            raise
 
 
 def write_text(file: Path, text: str) -> None:

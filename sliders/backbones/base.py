@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import ClassVar
 
 import torch
@@ -16,6 +15,7 @@ from sliders.algebra.slider import Slider
 from sliders.attach import editable_modules, select_modules
 from sliders.batch import TensorBatch
 from sliders.errors import SliderError
+from sliders.files import replacing_folder
 from sliders.formats import diffusers
 
 Predictor = Callable[[TensorBatch], Tensor]
@@ -87,13 +87,8 @@ class AbstractBackbone(ABC, nn.Module):
         """
         if folder.exists() and not replace:
             raise SliderError(f"{folder} is there already; give the folder of a new model, or remove it")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as place:
-            made, old = Path(place) / "new", Path(place) / "old"
-            self.write(made)
-            if folder.exists():
-                folder.rename(old)
-            made.rename(folder)
+        with replacing_folder(folder) as new:
+            self.write(new)
 
     @abstractmethod
     def write(self, folder: Path) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sliders.backbones.causal_lm import CausalLMBackbone
 from sliders.batch import TensorBatch
 from sliders.concept import Concept
-from sliders.errors import SliderError
+from sliders.errors import SliderError, check_at_least_1
 
 Read = Callable[[TensorBatch, TensorBatch], Tensor]
 """From responses and what stands before them to states ``[n, layers, response, width]``."""
@@ -39,9 +39,7 @@ class Saying:
     messages: int | None = None
 
     def __post_init__(self) -> None:
-        for field in ("tokens", "batch", "messages"):
-            if (value := getattr(self, field)) is not None and value < 1:
-                raise SliderError(f"saying.{field} is {value}; it must be at least 1")
+        check_at_least_1("saying", self, "tokens", "batch", "messages")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 from sliders.backbones.base import DiffusionBackbone, Predictor, guided
 from sliders.batch import TensorBatch, join
 from sliders.concept import Concept
-from sliders.errors import SliderError
+from sliders.errors import SliderError, check_at_least_1
 from sliders.training.teacher import oracle
 
 Turn = Callable[[Tensor], AbstractContextManager[None]]
@@ -35,9 +35,7 @@ class Sampling:
     batch: int = 48
 
     def __post_init__(self) -> None:
-        for field in ("steps", "batch"):
-            if (value := getattr(self, field)) < 1:
-                raise SliderError(f"sampling.{field} is {value}; it must be at least 1")
+        check_at_least_1("sampling", self, "steps", "batch")
 
 
 @dataclass(frozen=True)

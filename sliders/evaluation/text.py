@@ -15,7 +15,7 @@ from torch import Tensor
 from sliders.backbones.causal_lm import CausalLMBackbone, Steering
 from sliders.batch import TensorBatch, join, repeat, rows, take
 from sliders.concept import BETWEEN, Concept, read_prompts
-from sliders.errors import SliderError
+from sliders.errors import SliderError, check_at_least_1
 from sliders.evaluation.lexical import SCORES, distinct, read, repetition
 from sliders.evaluation.plots import dial_label, save_figure, text_dose_figure
 from sliders.evaluation.sampling import Turn
@@ -46,9 +46,7 @@ class Speaking:
     neutral: Path = NEUTRAL
 
     def __post_init__(self) -> None:
-        for field in ("tokens", "batch"):
-            if (value := getattr(self, field)) < 1:
-                raise SliderError(f"speaking.{field} is {value}; it must be at least 1")
+        check_at_least_1("speaking", self, "tokens", "batch")
         if not self.temperature >= 0:
             raise SliderError(f"speaking.temperature is {self.temperature:g}; it must be 0 or more")
 

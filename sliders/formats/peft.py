@@ -8,7 +8,6 @@ import collections
 import json
 import re
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from sliders.algebra.edit import Translation
 from sliders.algebra.lowrank import LowRank
 from sliders.algebra.slider import Slider
 from sliders.errors import SliderError
+from sliders.files import replacing_folder
 from sliders.formats import tensors
 from sliders.formats.scaling import Scaling
 
@@ -46,33 +46,17 @@ def save(slider: Slider, folder: Path, base: str, transposed: bool = False) -> N
         state[f"{place}.lora_B.weight"] = update.B
     if not state:
         raise SliderError(f"slider {slider.name!r} changes no layer, so that there is nothing to write")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
-        new = Path(temporary) / "new"
+    if folder.exists() and not (folder / CONFIG).exists():
+        raise SliderError(f"{folder} is there and holds no slider; give another place or remove it")
+    with replacing_folder(folder) as new:
         new.mkdir()
         metadata = {**slider.metadata, "sliders.name": slider.name}
         metadata["modelspec.implementation"] = "https://github.com/huggingface/peft"
         tensors.write(state, new / WEIGHTS, metadata)
         (new / CONFIG).write_text(json.dumps(_config(slider.update, base, transposed), indent=1) + "\n")
-        if folder.exists():
-            if not (folder / CONFIG).exists():
-                raise SliderError(f"{folder} is there and holds no slider; give another place or remove it")
-            _replace(folder, new, Path(temporary) / "old")
-        else:
-            new.rename(folder)
-
-
-def _replace(folder: Path, new: Path, old: Path) -> None:
-    """Put ``new`` in the place of ``folder``; what else lies there, such as a README, stays there."""
-    for other in folder.iterdir():
-        if other.name not in (WEIGHTS, CONFIG):
-            (shutil.copytree if other.is_dir() else shutil.copy2)(other, new / other.name)
-    folder.rename(old)
-    try:
-        new.rename(folder)
-    except BaseException:
-        old.rename(folder)
-        raise
+        for other in folder.iterdir() if folder.exists() else ():  # what else lies there, such as a README, stays
+            if other.name not in (WEIGHTS, CONFIG):
+                (shutil.copytree if other.is_dir() else shutil.copy2)(other, new / other.name)
 
 
 def _config(update: Translation, base: str, transposed: bool) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from sliders.attach import Adapter, attach, baked
 from sliders.backbones.base import DiffusionBackbone
 from sliders.console import say
-from sliders.errors import SliderError
+from sliders.errors import SliderError, check_at_least_1
 from sliders.evaluation.dose import dose_response
 from sliders.evaluation.judge import AttributeJudge
 from sliders.evaluation.plots import strip
@@ -70,9 +70,8 @@ class AbstractProbe(ABC, L.Callback):
     """
 
     def __init__(self, every: int) -> None:
-        if every < 1:
-            raise SliderError(f"{type(self).__name__}.every is {every}; it must be at least 1")
         self.every = every
+        check_at_least_1(type(self).__name__, self, "every")
         self._last = 0  # the step of the last look, or where the training began
 
     @abstractmethod

@@ -9,6 +9,7 @@ from sliders import formats
 from sliders.algebra.slider import Slider
 from sliders.attach import attach
 from sliders.errors import SliderError
+from sliders.files import write_text
 
 
 def config_of(slider: Path) -> Path:
@@ -46,9 +47,10 @@ def fit_again(
     folder = runs / name
     note = folder / "made_from.txt"
     key = repr((seed, steps, first and first.digest())) + "\n" + config.read_text(encoding="utf-8")
-    for saved in (folder / f"{name}.safetensors", folder / name):
-        if saved.exists() and note.is_file() and note.read_text(encoding="utf-8") == key:
-            return formats.load(saved)
+    if note.is_file() and note.read_text(encoding="utf-8") == key:
+        for saved in (folder / f"{name}.safetensors", folder / name):
+            if saved.exists():
+                return formats.load(saved)
     note.unlink(missing_ok=True)
     arguments = ["--config", config, "--runs", runs, "--name", name, "--seed_everything", seed, "--data.seed", seed]
     arguments += ["--trainer.callbacks", "null", "--trainer.logger", "false", "--ckpt_path", "null"]
@@ -65,5 +67,5 @@ def fit_again(
     fitted = cli.model.slider()
     named = Slider(name, fitted.update, fitted.metadata)
     cli.model.backbone.save_slider(named, folder)
-    note.write_text(key, encoding="utf-8")
+    write_text(note, key)
     return named
