@@ -11,12 +11,12 @@ from pathlib import Path
 
 import torch
 
-from demo.library import SHIPPED
 from sliders import formats
 from sliders.algebra.edit import Translation
 from sliders.console import say
 from sliders.errors import SliderError
 from sliders.formats import diffusers, peft
+from sliders.page.library import SHIPPED
 
 
 def ship(sliders: Sequence[Path]) -> None:

@@ -44,12 +44,12 @@ def demo(
         out: folder for what users upload and download; nothing outside of it can be read through the page.
     """
     try:
-        from demo.app import launch
+        from sliders.page.app import launch
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] not in ("gradio", "gradio_client"):
             raise
         raise SliderError("the demo needs gradio: pip install 'concept-sliders[demo]'") from None
-    from demo.opening import open_session
+    from sliders.page.opening import open_session
 
     if judge is None and model == str(AVATARS / "model"):
         judge = JUDGE

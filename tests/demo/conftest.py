@@ -5,10 +5,6 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
-from demo.library import Library
-from demo.requests import Canvas, Speech
-from demo.safety import Shelf
-from demo.session import Session
 from sliders.algebra.edit import Affine
 from sliders.algebra.elements import steer_output
 from sliders.algebra.slider import Partial, Slider
@@ -20,6 +16,10 @@ from sliders.concept import Concept
 from sliders.editors.uce import UCE
 from sliders.evaluation.sampling import Sampling, Scene, sample
 from sliders.formats.metadata import describe
+from sliders.page.library import Library
+from sliders.page.requests import Canvas, Speech
+from sliders.page.safety import Shelf
+from sliders.page.session import Session
 from tests import tiny, tiny_lm
 from tests.evaluation.conftest import random_slider
 from tests.factory import normal

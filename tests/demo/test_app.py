@@ -21,10 +21,6 @@ pytest.importorskip("gradio")
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
-from demo.app import launch
-from demo.library import Library
-from demo.safety import Shelf
-from demo.session import Session
 from sliders import formats
 from sliders.algebra.slider import Partial
 from sliders.backbones.causal_lm import CausalLMBackbone
@@ -34,6 +30,10 @@ from sliders.errors import SliderError
 from sliders.evaluation.judge import AttributeJudge
 from sliders.formats import diffusers
 from sliders.formats import edit as edit_file
+from sliders.page.app import launch
+from sliders.page.library import Library
+from sliders.page.safety import Shelf
+from sliders.page.session import Session
 from tests.demo.conftest import HAPPY, MOOD, UNHAPPY, described, edited
 
 QUICK: dict[str, Any] = {"steps": 2}

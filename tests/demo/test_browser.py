@@ -14,15 +14,15 @@ pytest.importorskip("selenium")
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 
-from demo.app import PROMPT, launch
-from demo.opening import open_session
-from demo.requests import Canvas
-from demo.session import Session
 from sliders import fetch
 from sliders.backbones.causal_lm import CausalLMBackbone
 from sliders.backbones.unet import UNetBackbone
 from sliders.evaluation.sampling import Sampling, Scene, sample
 from sliders.formats import diffusers
+from sliders.page.app import PROMPT, launch
+from sliders.page.opening import open_session
+from sliders.page.requests import Canvas
+from sliders.page.session import Session
 from tests.demo.browser import Page, chromium
 from tests.demo.test_files import FOREIGN, changed
 

@@ -14,13 +14,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from demo import studies
-from demo.edits import added, gap_of_orders, moved_biases, translation
-from demo.library import Library
-from demo.requests import Axis, Canvas
-from demo.safety import Shelf
-from demo.session import Session
-from demo.turns import Superseded
 from sliders import formats
 from sliders.algebra.distance import distance
 from sliders.algebra.edit import Affine, Translation
@@ -33,6 +26,13 @@ from sliders.concept import Measure
 from sliders.errors import SliderError
 from sliders.evaluation.judge import AttributeJudge
 from sliders.formats import diffusers
+from sliders.page import studies
+from sliders.page.edits import added, gap_of_orders, moved_biases, translation
+from sliders.page.library import Library
+from sliders.page.requests import Axis, Canvas
+from sliders.page.safety import Shelf
+from sliders.page.session import Session
+from sliders.page.turns import Superseded
 from tests.demo.conftest import (
     HAPPY,
     MOOD,

@@ -14,14 +14,14 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from demo.library import Library
-from demo.session import Session
 from sliders import formats
 from sliders.attach import attach
 from sliders.backbones.causal_lm import CausalLMBackbone
 from sliders.backbones.unet import UNetBackbone
 from sliders.errors import SliderError
 from sliders.formats import diffusers, peft
+from sliders.page.library import Library
+from sliders.page.session import Session
 from tests.demo.conftest import CANVAS, HAPPY, SEEN, answers, apart, described, plain
 
 

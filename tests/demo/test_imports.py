@@ -5,11 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import demo
+from sliders import page
 
-FOLDER = Path(demo.__path__[0])
-PAGE = {"demo.app", "demo.api", "demo.theme", "demo.widgets"}
-"""Layout, with `demo.tabs`; all other files are tested without it."""
+FOLDER = Path(page.__path__[0])
+PAGE = {"sliders.page.app", "sliders.page.api", "sliders.page.theme", "sliders.page.widgets"}
+"""Layout, with `sliders.page.tabs`; all other files are tested without it."""
 
 
 def imported(file: Path) -> set[str]:
@@ -34,10 +34,10 @@ def test_the_demo_imports_no_training() -> None:
 
 def test_the_session_brings_neither_gradio_nor_training_along() -> None:
     code = (
-        "import sys, demo.opening\n"
-        "print([m for m in ('gradio', 'lightning', 'sliders.training.module', 'sliders.training.data', 'demo.app') "
-        "if m in sys.modules])\n"
-        "print('demo.session' in sys.modules)"
+        "import sys, sliders.page.opening\n"
+        "seen = ('gradio', 'lightning', 'sliders.training.module', 'sliders.training.data', 'sliders.page.app')\n"
+        "print([m for m in seen if m in sys.modules])\n"
+        "print('sliders.page.session' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -46,9 +46,9 @@ def test_the_session_brings_neither_gradio_nor_training_along() -> None:
 
 def test_gradio_is_in_the_layout_alone() -> None:
     for file in FOLDER.rglob("*.py"):
-        name = ".".join(file.relative_to(FOLDER.parent).with_suffix("").parts)
+        name = ".".join(file.relative_to(FOLDER.parents[1]).with_suffix("").parts)
         if any(module.partition(".")[0] == "gradio" for module in imported(file)):
-            assert name in PAGE or name.startswith("demo.tabs."), file
+            assert name in PAGE or name.startswith("sliders.page.tabs."), file
 
 
 def test_without_gradio_the_command_says_what_to_install() -> None:

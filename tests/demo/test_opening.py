@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from demo import library
-from demo.opening import open_session
-from demo.session import Session
 from sliders.backbones.causal_lm import CausalLMBackbone
 from sliders.backbones.unet import UNetBackbone
 from sliders.errors import SliderError
 from sliders.formats import diffusers, peft
 from sliders.formats import edit as edit_file
+from sliders.page import library
+from sliders.page.opening import open_session
+from sliders.page.session import Session
 from tests.demo.conftest import HAPPY, MOOD, UNHAPPY, described, edited, steered
 
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from demo.requests import Axis, Canvas, Speech
-from demo.session import Session
-from demo.turns import Superseded, Turns
 from sliders.attach import attach
 from sliders.backbones.causal_lm import CausalLMBackbone
 from sliders.backbones.unet import UNetBackbone
 from sliders.errors import SliderError
+from sliders.page.requests import Axis, Canvas, Speech
+from sliders.page.session import Session
+from sliders.page.turns import Superseded, Turns
 from tests.demo.conftest import CANVAS, SEEN, answers, apart, plain
 
 # Dials

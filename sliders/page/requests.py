@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from demo.painting import Positions, Row
-from demo.safety import clean_text, short, whole, within
 from sliders.errors import SliderError
 from sliders.evaluation.sampling import Sampling, Scene
+from sliders.page.painting import Positions, Row
+from sliders.page.safety import clean_text, short, whole, within
 
 FARTHEST = 8.0
 MOST_ON_A_SIDE = 7

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from demo.safety import clean_name, clean_text
 from sliders import formats
 from sliders.algebra.slider import Hinge, Partial, Piecewise, Slider
 from sliders.attach import attach
@@ -17,6 +16,7 @@ from sliders.backbones.base import AbstractBackbone
 from sliders.concept import Concept
 from sliders.errors import SliderError
 from sliders.formats import peft
+from sliders.page.safety import clean_name, clean_text
 
 _BELIEVED = (
     "sliders.effect", "sliders.dial_range", "sliders.base_model", "sliders.base_fingerprint", "sliders.eta",

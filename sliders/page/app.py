@@ -1,4 +1,4 @@
-"""The page: layout alone.  What it does is in `demo.session`, and each tab's layout in `demo.tabs`."""
+"""The page: layout alone.  What it does is in `sliders.page.session`, and each tab's layout in `sliders.page.tabs`."""
 
 import os
 from collections.abc import Callable
@@ -8,11 +8,11 @@ import gradio as gr
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from demo import api
-from demo.session import Session
-from demo.tabs import algebra, compare, images, text
-from demo.theme import theme
 from sliders.errors import SliderError
+from sliders.page import api
+from sliders.page.session import Session
+from sliders.page.tabs import algebra, compare, images, text
+from sliders.page.theme import theme
 
 HERE = Path(__file__).parent
 HOUR = 3600

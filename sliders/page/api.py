@@ -11,12 +11,12 @@ from typing import Any, ParamSpec, TypeVar
 
 import gradio as gr
 
-from demo import pictures
-from demo.requests import Axis, Canvas, Speech
-from demo.session import Session
-from demo.turns import Superseded
-from demo.widgets import AT_ONCE, humane, user_of
 from sliders.errors import SliderError
+from sliders.page import pictures
+from sliders.page.requests import Axis, Canvas, Speech
+from sliders.page.session import Session
+from sliders.page.turns import Superseded
+from sliders.page.widgets import AT_ONCE, humane, user_of
 
 P = ParamSpec("P")
 T = TypeVar("T")

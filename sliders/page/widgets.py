@@ -10,12 +10,12 @@ from typing import Any, ParamSpec, TypeVar
 import gradio as gr
 from gradio.blocks import Block
 
-from demo.library import Entry
-from demo.painting import Report
-from demo.requests import MOST_CHOSEN
-from demo.turns import Superseded
 from sliders.errors import SliderError
 from sliders.evaluation.plots import dial_label
+from sliders.page.library import Entry
+from sliders.page.painting import Report
+from sliders.page.requests import MOST_CHOSEN
+from sliders.page.turns import Superseded
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -7,9 +7,6 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from demo.edits import added
-from demo.library import Entry
-from demo.painting import Report, Row, paint
 from sliders.algebra.edit import Affine
 from sliders.algebra.element import Element
 from sliders.algebra.slider import Partial
@@ -17,6 +14,9 @@ from sliders.backbones.base import DiffusionBackbone
 from sliders.evaluation.laws_report import Section
 from sliders.evaluation.plots import plt
 from sliders.evaluation.sampling import Sampling, Scene
+from sliders.page.edits import added
+from sliders.page.library import Entry
+from sliders.page.painting import Report, Row, paint
 
 FRAMES = 9
 WINDOWS = 5

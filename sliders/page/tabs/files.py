@@ -6,10 +6,10 @@ from typing import Any
 import gradio as gr
 from gradio.blocks import Block
 
-from demo.library import Entry
-from demo.session import Session
-from demo.widgets import Board, Values, humane
 from sliders.errors import SliderError
+from sliders.page.library import Entry
+from sliders.page.session import Session
+from sliders.page.widgets import Board, Values, humane
 
 
 def build(session: Session, board: Board, text: bool) -> None:

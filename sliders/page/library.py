@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 
-from demo.safety import clean_name, clean_text
 from sliders import formats
 from sliders.algebra.edit import Affine, Translation
 from sliders.algebra.slider import Hinge, NamedDial, Partial, Slider
@@ -18,6 +17,7 @@ from sliders.concept import Concept
 from sliders.console import say
 from sliders.errors import SliderError
 from sliders.formats.metadata import concept_of
+from sliders.page.safety import clean_name, clean_text
 
 SHIPPED = {"image": Path("data/avatars/sliders"), "text": Path("data/text/sliders")}
 RUNS = Path("runs")

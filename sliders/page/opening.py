@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from demo.library import SHIPPED, Library, find, load_opening
-from demo.safety import MEGABYTE, Shelf
-from demo.session import Session
 from sliders import formats
 from sliders.backbones.base import DiffusionBackbone
 from sliders.backbones.causal_lm import CausalLMBackbone
 from sliders.errors import SliderError
 from sliders.formats.metadata import check_base
+from sliders.page.library import SHIPPED, Library, find, load_opening
+from sliders.page.safety import MEGABYTE, Shelf
+from sliders.page.session import Session
 
 
 def open_session(

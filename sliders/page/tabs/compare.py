@@ -4,11 +4,11 @@ from typing import Any
 
 import gradio as gr
 
-from demo import pictures
-from demo.session import Session
-from demo.tabs.images import Easel
-from demo.widgets import AT_ONCE, PROGRESS, Board, Values, humane, told, user_of
 from sliders.errors import SliderError
+from sliders.page import pictures
+from sliders.page.session import Session
+from sliders.page.tabs.images import Easel
+from sliders.page.widgets import AT_ONCE, PROGRESS, Board, Values, humane, told, user_of
 
 
 def build(session: Session, tab: gr.Tab, easel: Easel, board: Board) -> None:

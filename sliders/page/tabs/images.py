@@ -6,13 +6,13 @@ from typing import Any
 import gradio as gr
 from gradio.blocks import Block
 
-from demo import pictures
-from demo.requests import MOST_ON_A_SIDE, Axis, Canvas
-from demo.session import Session
-from demo.tabs import files
-from demo.widgets import AT_ONCE, PROGRESS, Board, Values, humane, in_words, told, user_of
 from sliders.errors import SliderError
 from sliders.evaluation.plots import dial_label
+from sliders.page import pictures
+from sliders.page.requests import MOST_ON_A_SIDE, Axis, Canvas
+from sliders.page.session import Session
+from sliders.page.tabs import files
+from sliders.page.widgets import AT_ONCE, PROGRESS, Board, Values, humane, in_words, told, user_of
 
 NOBODY = "none"
 WAITING = '<div class="waiting">The first picture comes in a moment.</div>'

@@ -5,10 +5,10 @@ from typing import Any
 
 import gradio as gr
 
-from demo.requests import Speech
-from demo.session import Session
-from demo.tabs import files
-from demo.widgets import AT_ONCE, Board, Values, humane, in_words, user_of
+from sliders.page.requests import Speech
+from sliders.page.session import Session
+from sliders.page.tabs import files
+from sliders.page.widgets import AT_ONCE, Board, Values, humane, in_words, user_of
 
 
 def build(session: Session) -> Board:

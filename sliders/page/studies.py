@@ -8,9 +8,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from demo.edits import added, gap_of_orders, translation
-from demo.library import Entry
-from demo.painting import Report, Row, paint
 from sliders.algebra.pairs import pairwise
 from sliders.algebra.slider import Partial, Slider
 from sliders.attach import attach, layer_weights
@@ -28,6 +25,9 @@ from sliders.evaluation.report import heldout_prompts
 from sliders.evaluation.sampling import Sampling, Scene, scenes
 from sliders.evaluation.stages import Behaviour, Stage
 from sliders.formats.metadata import concept_of
+from sliders.page.edits import added, gap_of_orders, translation
+from sliders.page.library import Entry
+from sliders.page.painting import Report, Row, paint
 
 _EFFORT = Effort(words=40, prompts=48, spectra=24)
 """About what a person waits for."""

@@ -17,13 +17,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from demo import downloads, pictures, studies, uploads
-from demo.comparison import Comparison, compare
-from demo.library import Entry, Library, of_language
-from demo.painting import Positions, Report, paint, quiet
-from demo.requests import FARTHEST, MOST_CHOSEN, Axis, Canvas, Drawn, Speech
-from demo.safety import MEGABYTE, Shelf, check_upload, clean_text, whole, within
-from demo.turns import Superseded, Turn, Turns
 from sliders.algebra.slider import Hinge, NamedDial, Partial, Slider
 from sliders.attach import attach
 from sliders.backbones.base import AbstractBackbone, DiffusionBackbone
@@ -35,6 +28,13 @@ from sliders.evaluation.sampling import scenes
 from sliders.evaluation.stages import picture_stage, text_stage
 from sliders.evaluation.text import Speaking
 from sliders.formats.metadata import concept_of
+from sliders.page import downloads, pictures, studies, uploads
+from sliders.page.comparison import Comparison, compare
+from sliders.page.library import Entry, Library, of_language
+from sliders.page.painting import Positions, Report, paint, quiet
+from sliders.page.requests import FARTHEST, MOST_CHOSEN, Axis, Canvas, Drawn, Speech
+from sliders.page.safety import MEGABYTE, Shelf, check_upload, clean_text, whole, within
+from sliders.page.turns import Superseded, Turn, Turns
 
 _BASES_KEPT = 64
 
@@ -117,7 +117,7 @@ class Session:
         return painted.unflatten(0, (int(across.count), -1))
 
     def compare(self, user: str, canvas: Canvas, key: str, position: float, report: Report = quiet) -> Comparison:
-        """One slider or edit looked at closely; see `demo.comparison`."""
+        """One slider or edit looked at closely; see `sliders.page.comparison`."""
         within(position, f"the dial of {clean_text(key)}", -FARTHEST, FARTHEST)
         if not position:
             raise SliderError("at 0 the slider does nothing; choose a position away from 0")
