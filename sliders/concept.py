@@ -1,12 +1,13 @@
 """What a slider is about."""
 
+import os
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
+from sliders import peers
 from sliders.errors import SliderError
+from sliders.files import read_lines, read_yaml
 
 BETWEEN = "\n\n"
 """Between an instruction and the user's message, in one prompt for a language model."""
@@ -18,13 +19,23 @@ class Measure:
 
     Args:
         attribute: of pictures the judge's head, such as ``expression``; of texts the score, such as ``sentiment``.
-        prompts: a text file with one held-out prompt a line; none of them names the attribute.
+        prompts: held-out prompts, none of which names the attribute; a list, or a text file with one a line.  None
+            where a slider's file, of an earlier version, does not say them.
         value: of pictures, what the dial's positive side should make more likely, such as ``happy``.
+
+    Raises:
+        SliderError: there are no prompts, or no such file.
     """
 
     attribute: str
-    prompts: Path
+    prompts: list[str] | str | Path | None
     value: str = ""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.prompts, str | Path):
+            object.__setattr__(self, "prompts", read_prompts(Path(self.prompts)))
+        if self.prompts is not None and not _are_prompts(self.prompts):
+            raise SliderError(f"measure: 'prompts' is {self.prompts!r}; give a list of prompts, or a text file of them")
 
 
 @dataclass(frozen=True)
@@ -40,17 +51,21 @@ class Wording:
 
 
 def read_prompts(file: Path) -> list[str]:
-    """The prompts of a text file, one a line; blank lines and lines that start with # are left out."""
-    try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
-    except OSError as error:
-        raise SliderError(f"cannot read the prompts {file}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise SliderError(f"{file} is not text in UTF-8: {error}") from error
+    """The prompts of a text file, one a line; blank lines and lines that start with # are left out.
+
+    Raises:
+        SliderError: it cannot be read, or holds none.
+    """
+    lines = [line.strip() for line in read_lines(file, "prompts")]
     prompts = [line for line in lines if line and not line.startswith("#")]
     if not prompts:
         raise SliderError(f"{file} holds no prompts")
     return prompts
+
+
+def _are_prompts(said: Any) -> bool:
+    """Whether it is a list of texts with something in it."""
+    return isinstance(said, list) and bool(said) and all(isinstance(prompt, str) for prompt in said)
 
 
 @dataclass(frozen=True)
@@ -94,10 +109,7 @@ class Concept:
             raise SliderError(f"concept {self.name!r}: 'modality' is {self.modality!r}; it must be image or text")
         for field in ("contexts", "preserve"):
             if isinstance(file := getattr(self, field), str):
-                try:
-                    object.__setattr__(self, field, read_prompts(Path(file)))
-                except SliderError as error:
-                    raise SliderError(f"{field!r}, neither a list nor a text file: {error}") from None
+                object.__setattr__(self, field, _prompts_in(file, repr(field), Path()))
         for field in ("positives", "negatives", "contexts", "preserve"):
             prompts = getattr(self, field)
             if field in ("contexts", "preserve") and prompts is None:
@@ -151,22 +163,43 @@ class Concept:
             for c in (self.contexts or [""])
         ]
 
+    def heldout(self) -> list[str]:
+        """The prompts that it is measured on; none where it has no measure.
+
+        Raises:
+            SliderError: it came from a slider's file that names them by a path of another machine or time.
+        """
+        if self.measure is None:
+            return []
+        if self.measure.prompts is None:
+            raise SliderError(
+                f"the file of {self.name!r}, of an earlier version, does not hold the prompts that it is measured on; "
+                "give the concept's own file with --concept, or prompts with --prompts"
+            )
+        assert isinstance(self.measure.prompts, list)  # files have been read
+        return list(self.measure.prompts)
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, for metadata."""
-        plain = asdict(self)
-        for part in (plain, plain["text"] or {}):
-            if part.get("measure") is not None:
-                part["measure"]["prompts"] = str(part["measure"]["prompts"])
-        return plain
+        """Plain data, for metadata: the prompts themselves, whatever file they came from."""
+        return asdict(self)
 
     @classmethod
-    def from_dict(cls, plain: dict[str, Any], where: str = "concept") -> "Concept":
-        """The inverse of `to_dict`; an unknown or missing key is an error that names it."""
+    def from_dict(cls, plain: dict[str, Any], where: str = "concept", folder: Path | None = None) -> "Concept":
+        """The inverse of `to_dict`; an unknown or missing key is an error that names it.
+
+        Args:
+            plain: the data.
+            where: it stands, for errors.
+            folder: what its paths are relative to.  Without one no file is read, whatever the data says.
+
+        Raises:
+            SliderError: it is no concept, or a file is missing.
+        """
         plain = _arguments(cls, plain, where)
-        _read_measure(plain, where)
+        _read_section(plain, where, folder)
         if plain.get("text") is not None:
             words = _arguments(Wording, plain["text"], f"{where}: text")
-            _read_measure(words, f"{where}: text")
+            _read_section(words, f"{where}: text", folder)
             plain["text"] = Wording(**words)
         try:
             return cls(**plain)
@@ -174,27 +207,83 @@ class Concept:
             raise SliderError(f"{where}: {error}") from None
 
     @classmethod
+    def from_metadata(cls, plain: Any, where: str) -> "Concept":
+        """The concept that a slider's file says it was trained on, which may be a stranger's: no file is read for it.
+
+        Earlier versions kept the path of the held-out prompts; these are then not known.
+
+        Raises:
+            SliderError: it is no concept.
+        """
+        if isinstance(plain, dict):
+            plain = _without_paths(plain)
+            if isinstance(plain.get("text"), dict):
+                plain["text"] = _without_paths(plain["text"])
+        return cls.from_dict(plain, where)
+
+    @classmethod
     def load(cls, file: Path) -> "Concept":
-        """Read a concept's YAML file."""
-        try:
-            plain = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise SliderError(f"cannot read the concept {file}: {error.strerror}") from error
-        except UnicodeDecodeError as error:
-            raise SliderError(f"{file} is not text in UTF-8: {error}") from error
-        except yaml.YAMLError as error:
-            raise SliderError(f"{file} is not YAML: {error}") from error
-        return cls.from_dict(plain, str(file))
+        """Read a concept's YAML file; paths in it are relative to the file.
+
+        Raises:
+            SliderError: it cannot be read, or is no concept; if it is another program's, how to write it here.
+        """
+        plain = read_yaml(file, "concept")
+        if theirs := peers.explain(plain):
+            raise SliderError(f"{file} is no concept of this package: {theirs}")
+        return cls.from_dict(plain, str(file), file.parent)
 
 
-def _read_measure(plain: dict[str, Any], where: str) -> None:
-    """Put a `Measure` where a mapping stands."""
+def _without_paths(plain: dict[str, Any]) -> dict[str, Any]:
+    """A copy in which held-out prompts that are a path are not known."""
+    measure = plain.get("measure")
+    if not isinstance(measure, dict) or not isinstance(measure.get("prompts"), str):
+        return dict(plain)
+    return {**plain, "measure": {**measure, "prompts": None}}
+
+
+def _read_section(plain: dict[str, Any], where: str, folder: Path | None) -> None:
+    """Put prompts where their files are named, and a `Measure` where a mapping stands."""
+    for field in ("contexts", "preserve"):
+        if isinstance(plain.get(field), str):
+            plain[field] = _prompts_in(plain[field], f"{where}: {field!r}", folder)
     if plain.get("measure") is None:
         return
-    measure = _arguments(Measure, plain["measure"], f"{where}: measure")
-    if wrong := [key for key, value in measure.items() if not isinstance(value, str)]:
-        raise SliderError(f"{where}: measure: {wrong[0]!r} is not text; put quotes around it")
-    plain["measure"] = Measure(**{**measure, "prompts": Path(measure["prompts"])})
+    where = f"{where}: measure"
+    measure = _arguments(Measure, plain["measure"], where)
+    if wrong := [key for key in ("attribute", "value") if not isinstance(measure.get(key, ""), str)]:
+        raise SliderError(f"{where}: {wrong[0]!r} is not text; put quotes around it")
+    if isinstance(measure["prompts"], str):
+        measure["prompts"] = _prompts_in(measure["prompts"], f"{where}: 'prompts'", folder)
+    elif measure["prompts"] is None and folder is not None:
+        raise SliderError(f"{where}: 'prompts' is empty; give a list of prompts, or a text file of them")
+    try:
+        plain["measure"] = Measure(**measure)
+    except SliderError as error:
+        raise SliderError(f"{where.removesuffix(': measure')}: {error}") from None
+
+
+def _prompts_in(named: str, where: str, folder: Path | None) -> list[str]:
+    """The prompts of a text file.
+
+    Args:
+        named: its path.
+        where: it is named, for errors.
+        folder: that the path is relative to; without one nothing is read.
+    """
+    if folder is None:
+        raise SliderError(f"{where} is {named[:80]!r}; a file is not read for it, so give a list of prompts")
+    file = folder / Path(named).expanduser()
+    if not file.exists() and Path(named).is_file():
+        meant = os.path.relpath(named, folder)
+        raise SliderError(
+            f"{where}: no file at {file}: paths in a concept's file are relative to that file; write {meant!r} for the "
+            f"one at {named}"
+        )
+    try:
+        return read_prompts(file)
+    except SliderError as error:
+        raise SliderError(f"{where}, neither a list nor a text file: {error}") from None
 
 
 def _arguments(cls: type[Concept | Measure | Wording], plain: Any, where: str) -> dict[str, Any]:

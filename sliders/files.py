@@ -1,10 +1,19 @@
-"""Files and folders that appear whole or not at all, also where several processes write the same one."""
+"""Text as people's editors leave it; files and folders that appear whole or not at all, whoever else writes them."""
 
+import codecs
+import json
 import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sliders.errors import SliderError
+
+_WIDE_MARKS = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 @contextmanager
@@ -48,3 +57,65 @@ def write_text(file: Path, text: str) -> None:
     """Write a text file, in UTF-8."""
     with replacing(file) as new:
         new.write_text(text, encoding="utf-8")
+
+
+def read_text(file: Path, what: str = "file") -> str:
+    """The text of a file in UTF-8, without a byte-order mark; every line ends with a line feed, whatever it had.
+
+    Args:
+        file: to read.
+        what: it is, for errors, such as ``concept``.
+
+    Raises:
+        SliderError: it cannot be read, or is in another encoding.
+    """
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise SliderError(f"cannot read the {what} {file}: {error.strerror}") from error
+    if content.startswith(_WIDE_MARKS):
+        raise SliderError(f"cannot read the {what} {file}: it is in UTF-16 or UTF-32; save it as UTF-8")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SliderError(
+            f"cannot read the {what} {file}: it is not text in UTF-8 ({error}); save it as such"
+        ) from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_lines(file: Path, what: str = "file") -> list[str]:
+    """The lines of a text file; what else Unicode counts as the end of a line stays within one.
+
+    Raises:
+        SliderError: see `read_text`.
+    """
+    return read_text(file, what).split("\n")
+
+
+def read_yaml(file: Path, what: str = "file") -> Any:
+    """What a YAML file says.
+
+    Raises:
+        SliderError: see `read_text`; or it is no YAML.
+    """
+    try:
+        return yaml.safe_load(read_text(file, what))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none is a ValueError
+        raise SliderError(f"cannot read the {what} {file}: it is not YAML: {_one_line(error)}") from error
+
+
+def read_json(file: Path, what: str = "file") -> Any:
+    """What a JSON file says.
+
+    Raises:
+        SliderError: see `read_text`; or it is no JSON.
+    """
+    try:
+        return json.loads(read_text(file, what))
+    except (ValueError, RecursionError) as error:
+        raise SliderError(f"cannot read the {what} {file}: it is not JSON: {_one_line(error)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

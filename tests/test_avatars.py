@@ -79,7 +79,7 @@ def measure(backbone: UNetBackbone, judge: AttributeJudge, slider: Slider, dials
     """The slider's dose-response on 64 held-out scenes."""
     concept = Concept.load(CONCEPT)
     assert concept.measure is not None
-    wanted = scenes(read_prompts(ROOT / concept.measure.prompts), 64)
+    wanted = scenes(concept.heldout(), 64)
     with attach(backbone, [slider]) as attached:
         pictures = sample_dial(backbone, lambda v: attached.turned({slider.name: v}), wanted, dials)
     return dose_response(judge, concept.measure, pictures, dials)

@@ -1,5 +1,8 @@
 """A concept's file, and what its errors say."""
 
+import json
+import os
+import shutil
 from dataclasses import FrozenInstanceError
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,7 @@ PLAIN: dict[str, Any] = {
     "negatives": ["a sad person", "an angry person"],
     "contexts": ["", ", with a hat"],
     "preserve": ["a dog"],
-    "measure": {"attribute": "expression", "value": "happy", "prompts": "data/heldout.txt"},
+    "measure": {"attribute": "expression", "value": "happy", "prompts": ["a man", "a woman"]},
 }
 
 
@@ -32,7 +35,7 @@ def test_load(tmp_path: Path) -> None:
     concept = Concept.load(write(tmp_path, PLAIN))
     assert concept.target == "a person"
     assert concept.negatives == ["a sad person", "an angry person"]
-    assert concept.measure == Measure("expression", Path("data/heldout.txt"), "happy")
+    assert concept.measure == Measure("expression", ["a man", "a woman"], "happy")
 
 
 @pytest.mark.parametrize("dropped", [(), ("contexts", "preserve", "measure")])
@@ -122,7 +125,7 @@ SPOKEN: dict[str, Any] = {
     "target": "You are a person.",
     "contexts": ["How was your day?"],
     "preserve": ["What is 2 and 2?"],
-    "measure": {"attribute": "sentiment", "prompts": "data/messages.txt"},
+    "measure": {"attribute": "sentiment", "prompts": ["What now?"]},
 }
 BOTH: dict[str, Any] = {**PLAIN, "text": SPOKEN}
 
@@ -167,7 +170,7 @@ class TestWording:
         assert yaml.safe_load(yaml.safe_dump(concept.to_dict())) == concept.to_dict()
         assert Concept.load(write(tmp_path, plain)) == concept
         if concept.text is not None:
-            assert concept.text.measure == Measure("sentiment", Path("data/messages.txt"))
+            assert concept.text.measure == Measure("sentiment", ["What now?"])
 
 
 class TestFiles:
@@ -181,12 +184,12 @@ class TestFiles:
 
     @pytest.mark.parametrize("key", ["contexts", "preserve"])
     def test_a_file_stands_for_a_list(self, key: str, lines: str) -> None:
-        concept = Concept.from_dict({**PLAIN, key: lines})
+        concept = Concept.from_dict({**PLAIN, key: lines}, folder=Path())
         assert getattr(concept, key) == ["How was your day?", "Day #2"]
 
     @pytest.mark.parametrize("key", ["contexts", "preserve"])
     def test_in_the_text_section_too(self, key: str, lines: str) -> None:
-        concept = Concept.from_dict({**PLAIN, "text": {**SPOKEN, key: lines}})
+        concept = Concept.from_dict({**PLAIN, "text": {**SPOKEN, key: lines}}, folder=Path())
         assert getattr(concept.worded("text"), key) == ["How was your day?", "Day #2"]
 
     @pytest.mark.parametrize("section", [False, True])
@@ -194,7 +197,7 @@ class TestFiles:
         """It is read where the files are not."""
         change = {"contexts": lines, "preserve": lines}
         plain = {**PLAIN, "text": {**SPOKEN, **change}} if section else {**PLAIN, **change}
-        concept = Concept.from_dict(plain)
+        concept = Concept.from_dict(plain, folder=Path())
         said = concept.to_dict()
         Path(lines).unlink()
         assert Concept.from_dict(said) == concept
@@ -208,6 +211,153 @@ class TestFiles:
             with pytest.raises(SliderError) as caught:
                 Concept.load(write(tmp_path, plain))
             assert all(word in str(caught.value) for word in (key, "lines.txt", "smile.yaml"))
+
+
+class TestPaths:
+    """Paths of a concept's file are relative to that file, wherever it is read from."""
+
+    @pytest.fixture
+    def file(self, tmp_path: Path) -> Path:
+        """A concept whose prompts lie in a folder beside its own."""
+        for folder in ("concepts", "prompts", "elsewhere"):
+            (tmp_path / folder).mkdir()
+        for name in ("contexts", "kept", "heldout"):
+            (tmp_path / "prompts" / f"{name}.txt").write_text(f"{name} 1\n{name} 2\n")
+        paths = {"contexts": "../prompts/contexts.txt", "preserve": "../prompts/kept.txt"}
+        measure = {"attribute": "sentiment", "prompts": "../prompts/heldout.txt"}
+        return write(tmp_path / "concepts", {**PLAIN, **paths, "text": {**SPOKEN, **paths, "measure": measure}})
+
+    @pytest.mark.parametrize("place", [".", "concepts", "elsewhere"])
+    def test_from_any_folder(self, place: str, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path / place)
+        for given in (file, Path(os.path.relpath(file))):
+            concept = Concept.load(given)
+            assert (concept.contexts, concept.preserve) == (["contexts 1", "contexts 2"], ["kept 1", "kept 2"])
+            spoken = concept.worded("text")
+            assert (spoken.contexts, spoken.preserve) == (concept.contexts, concept.preserve)
+            assert spoken.heldout() == ["heldout 1", "heldout 2"]
+
+    def test_what_is_written_names_no_file(self, file: Path) -> None:
+        concept = Concept.load(file)
+        said = json.dumps(concept.to_dict())
+        assert ".txt" not in said
+        shutil.rmtree(file.parents[1])
+        assert Concept.from_metadata(json.loads(said), "slider") == concept
+
+    @pytest.mark.parametrize("key", ["contexts", "preserve", "measure"])
+    def test_relative_to_the_working_directory_is_not_guessed(
+        self, key: str, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        path = "prompts/heldout.txt"
+        change = {"measure": {**PLAIN["measure"], "prompts": path}} if key == "measure" else {key: path}
+        with pytest.raises(SliderError, match=r"smile\.yaml.*relative to that file; write '\.\./prompts/heldout\.txt'"):
+            Concept.load(write(file.parent, {**PLAIN, **change}))
+
+
+class TestStrangers:
+    """What a slider's file says of its concept is a stranger's word: it makes nobody read a file."""
+
+    @pytest.fixture
+    def secret(self, tmp_path: Path) -> str:
+        """A file that is there and could be read."""
+        (tmp_path / "secret.txt").write_text("password\n")
+        return str(tmp_path / "secret.txt")
+
+    @pytest.mark.parametrize("section", [False, True])
+    @pytest.mark.parametrize("key", ["contexts", "preserve"])
+    def test_prompts_by_path_are_refused(self, key: str, section: bool, secret: str) -> None:
+        plain = {**PLAIN, "text": {**SPOKEN, key: secret}} if section else {**PLAIN, key: secret}
+        with pytest.raises(SliderError, match=f"slider 'x'.*'{key}'.*give a list") as caught:
+            Concept.from_metadata(plain, "slider 'x'")
+        assert "password" not in str(caught.value)
+        kept = Concept.from_dict(plain, folder=Path())  # the control: a user's own file may name it
+        assert "password" in json.dumps(kept.to_dict())
+
+    @pytest.mark.parametrize("section", [False, True])
+    def test_heldout_prompts_by_path_are_not_known(self, section: bool, secret: str) -> None:
+        measure = {"attribute": "expression", "prompts": secret}
+        plain = {**PLAIN, "text": {**SPOKEN, "measure": measure}} if section else {**PLAIN, "measure": measure}
+        concept = Concept.from_metadata(plain, "slider 'x'").worded("text" if section else "image")
+        with pytest.raises(SliderError, match=r"'smile', of an earlier version.*--concept"):
+            concept.heldout()
+        assert Concept.from_metadata(concept.to_dict(), "again") == concept
+
+    @pytest.mark.parametrize("plain", [None, 3, "words", [], {"text": 3}, {"measure": []}, {"name": {}}])
+    def test_anything_else(self, plain: Any) -> None:
+        with pytest.raises(SliderError, match="slider 'x'"):
+            Concept.from_metadata(plain, "slider 'x'")
+
+
+SLIDERS = """\
+- target: "person"  # what word for erasing the positive concept from
+  positive: "person, very old"
+  unconditional: "person, very young"
+  neutral: "person"
+  action: "enhance"
+  guidance_scale: 4
+  resolution: 512
+  dynamic_resolution: false
+  batch_size: 1
+- target: "male person"
+  positive: "male person, very old"
+  unconditional: "male person, very young"
+  neutral: "male person"
+  action: "enhance"
+  guidance_scale: 4
+"""
+LECO = """\
+- target: "van gogh"
+  positive: "van gogh"
+  unconditional: ""
+  neutral: ""
+  action: "erase"
+  guidance_scale: 1.0
+  resolution: 512
+"""
+AI_TOOLKIT = """\
+job: extension
+config:
+  name: detail_slider
+  process:
+    - type: "concept_slider"
+      slider:
+        targets:
+          - target_class: ""
+            positive: "high detail"
+            negative: "low detail"
+"""
+PEERS = {
+    "sliders": (SLIDERS, {"target": "person", "positives": ["person, very old"], "negatives": ["person, very young"]}),
+    "LECO": (LECO, {"target": "van gogh", "positives": [""], "negatives": ["van gogh"]}),
+    "ai-toolkit": (AI_TOOLKIT, {"target": "", "positives": ["high detail"], "negatives": ["low detail"]}),
+}
+
+
+@pytest.mark.parametrize("peer", PEERS)
+def test_a_file_of_another_program_is_explained_in_one_line(peer: str, tmp_path: Path) -> None:
+    """What it suggests is a concept."""
+    text, words = PEERS[peer]
+    with pytest.raises(SliderError) as caught:
+        Concept.load(write(tmp_path, text))
+    said = str(caught.value)
+    assert peer in said
+    assert "\n" not in said
+    suggested = yaml.safe_load(said[said.index("{") : said.index("}") + 1])
+    assert Concept.from_dict(suggested) == Concept(name="NAME", **words)
+
+
+def test_a_training_configuration_of_another_program_is_explained(tmp_path: Path) -> None:
+    file = write(tmp_path, {"prompts_file": "prompts.yaml", "network": {"rank": 4}})
+    with pytest.raises(SliderError, match=r"LECO.*prompts_file 'prompts\.yaml'"):
+        Concept.load(file)
+
+
+@pytest.mark.parametrize("plain", [[], [1], ["positive"], [{"name": "x"}], {"positive": "x"}, {"config": []}])
+def test_what_is_nobodys_is_not_explained(plain: Any, tmp_path: Path) -> None:
+    with pytest.raises(SliderError) as caught:
+        Concept.load(write(tmp_path, plain))
+    assert "of this package" not in str(caught.value)
 
 
 SPOKEN_CHANGES: dict[str, tuple[dict[str, Any], list[str]]] = {

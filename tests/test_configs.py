@@ -119,7 +119,6 @@ def test_a_concept_loads_and_its_prompts_are_there(file: Path) -> None:
     prompts = heldout_prompts(concept)
     assert prompts
     if concept.measure is not None:
-        assert not concept.measure.prompts.is_absolute()
         asked = {prompt for c in concept.in_contexts() for prompt in (c[0], *c[1], *c[2])} - {concept.target}
         assert not asked & set(prompts), "what is measured on was held out"
 

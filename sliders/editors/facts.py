@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
-
 from sliders.errors import SliderError
+from sliders.files import read_yaml
 
 
 @dataclass(frozen=True)
@@ -63,9 +62,9 @@ def read_rewrites(file: Path, subjects: Sequence[str] | None = None) -> list[Rew
         SliderError: it cannot be read, a prompt has no place for the subject, or nothing is said of a subject.
     """
     try:
-        relations = [Relation(**plain) for plain in yaml.safe_load(file.read_text(encoding="utf-8"))]
+        relations = [Relation(**plain) for plain in read_yaml(file, "facts")]
         found = [rewrite for relation in relations for rewrite in relation.rewrites()]
-    except (OSError, TypeError, ValueError, AttributeError, yaml.YAMLError) as error:
+    except (TypeError, ValueError, AttributeError) as error:
         raise SliderError(f"cannot read the facts {file}: {error}") from error
     for prompt in {prompt for r in found for prompt in (r.prompt, *r.paraphrases)}:
         if prompt.count("{}") != 1:

@@ -14,6 +14,7 @@ from sliders.attach import baked
 from sliders.backbones.base import AbstractBackbone
 from sliders.editors.base import Editor
 from sliders.errors import SliderError
+from sliders.files import read_text
 from sliders.formats import edit as edit_file
 
 _NAMES_FILE = re.compile(r"[\w./-]+\.(?:txt|ya?ml)")
@@ -97,13 +98,18 @@ def _content(file: Path) -> str:
     return hashlib.sha256(b"".join(part.read_bytes() for part in parts)).hexdigest()
 
 
-def _mentioned(text: str) -> dict[str, str]:
-    """The content of every text file whose name stands in a text, and of those that stand in these."""
+def _mentioned(text: str, folder: Path = Path()) -> dict[str, str]:
+    """The content of every text file whose name stands in a text, and of those that stand in these.
+
+    Args:
+        text: to look at.
+        folder: that the names are relative to; in a file they are relative to it.
+    """
     found: dict[str, str] = {}
     for name in sorted(set(_NAMES_FILE.findall(text))):
-        if Path(name).is_file():
-            inside = Path(name).read_text(encoding="utf-8")
-            found |= {name: inside, **({} if name.endswith(".txt") else _mentioned(inside))}
+        if (file := folder / name).is_file():
+            inside = read_text(file)
+            found |= {str(file): inside, **({} if name.endswith(".txt") else _mentioned(inside, file.parent))}
     return found
 
 

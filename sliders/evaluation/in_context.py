@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import yaml
 from torch import Tensor
 
 from sliders.backbones.causal_lm import CausalLMBackbone
 from sliders.batch import TensorBatch
 from sliders.errors import SliderError
+from sliders.files import read_yaml
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Task:
     def load(cls, file: Path) -> "Task":
         """Read a YAML file with these keys."""
         try:
-            made = cls(**yaml.safe_load(file.read_text(encoding="utf-8")))
-        except (OSError, TypeError, yaml.YAMLError) as error:
+            made = cls(**read_yaml(file, "task"))
+        except TypeError as error:
             raise SliderError(f"cannot read the task {file}: {error}") from error
         if both := made.examples.keys() & made.heldout.keys():
             raise SliderError(f"{file}: {sorted(both)[0]!r} is an example and held out")

@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-import yaml
 from rich.table import Table
 
 from sliders.backbones.causal_lm import CausalLMBackbone
@@ -20,7 +19,7 @@ from sliders.errors import SliderError
 from sliders.evaluation.lexical import repetition
 from sliders.evaluation.sampling import Turn
 from sliders.evaluation.text import Speaking, on_neutral_text
-from sliders.files import write_text
+from sliders.files import read_yaml, write_text
 
 
 @dataclass(frozen=True)
@@ -45,9 +44,8 @@ class Facts:
     def load(cls, file: Path) -> "Facts":
         """Read a YAML file with these keys."""
         try:
-            plain = yaml.safe_load(file.read_text(encoding="utf-8"))
-            made = cls(**plain)
-        except (OSError, TypeError, yaml.YAMLError) as error:
+            made = cls(**read_yaml(file, "facts"))
+        except TypeError as error:
             raise SliderError(f"cannot read the facts {file}: {error}") from error
         if len(set(made.facts.values())) < 4:
             raise SliderError(f"{file}: give at least four facts with different answers")

@@ -10,7 +10,7 @@ from rich.table import Table
 from torch import Tensor
 
 from sliders.backbones.base import DiffusionBackbone
-from sliders.concept import Concept, read_prompts
+from sliders.concept import Concept
 from sliders.evaluation.dose import DoseResponse, Straightness, dose_response, straightness
 from sliders.evaluation.judge import AttributeJudge
 from sliders.evaluation.plots import dial_label, dose_response_figure, save_figure, strip
@@ -21,8 +21,8 @@ STRIP_ROWS = 6
 
 
 def heldout_prompts(concept: Concept) -> list[str]:
-    """The prompts that the concept is measured on, or its target where it names none."""
-    return read_prompts(concept.measure.prompts) if concept.measure else [concept.target]
+    """The prompts that the concept is measured on, or its target where it names none; see `Concept.heldout`."""
+    return concept.heldout() or [concept.target]
 
 
 def load_judge(file: Path, concept: Concept) -> AttributeJudge:

@@ -134,7 +134,7 @@ def heldout_messages(concept: Concept, count: int) -> list[str]:
     """The first ``count`` messages that the concept is measured on.
 
     Raises:
-        SliderError: ``count`` is below 1, the concept names no file, or it holds fewer, or there is no such score.
+        SliderError: ``count`` is below 1, the concept has no or fewer held-out prompts, or there is no such score.
     """
     if count < 1:
         raise SliderError(f"--pictures (prompts of a probe or a report) is {count}; it must be at least 1")
@@ -142,9 +142,9 @@ def heldout_messages(concept: Concept, count: int) -> list[str]:
         raise SliderError(f"concept {concept.name!r} has no 'measure', which names the held-out prompts")
     if concept.measure.attribute:
         read(concept.measure.attribute, [])  # an unknown score should be known before anything is said
-    messages = read_prompts(concept.measure.prompts)
+    messages = concept.heldout()
     if len(messages) < count:
-        raise SliderError(f"{concept.measure.prompts} holds {len(messages)} prompts, but {count} are asked for")
+        raise SliderError(f"concept {concept.name!r} is measured on {len(messages)} prompts, but {count} are asked for")
     return messages[:count]
 
 

@@ -100,9 +100,9 @@ def concept_of(slider: NamedDial) -> Concept:
         raise SliderError(f"slider {slider.name!r} does not say which concept it was trained on")
     try:
         plain = json.loads(slider.metadata["sliders.concept"])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SliderError(f"slider {slider.name!r}: its sliders.concept is not JSON: {error}") from error
-    return Concept.from_dict(plain, f"slider {slider.name!r}")
+    return Concept.from_metadata(plain, f"slider {slider.name!r}")
 
 
 def check_base(slider: NamedDial, fingerprint: str, base_model: str) -> None:

@@ -3,7 +3,6 @@
 import itertools
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -190,7 +189,7 @@ def _most_moved(judge: AttributeJudge, pictures: Tensor, zero: int) -> Measure:
         for value, change in zip(judge.values[name], (means - means[zero]).abs().amax(0).tolist(), strict=True):
             farthest[name, value] = change
     attribute, value = max(farthest, key=lambda key: farthest[key])
-    return Measure(attribute, Path(), value)  # its scenes have been painted
+    return Measure(attribute, None, value)  # its scenes have been painted
 
 
 def explain(backbone: AbstractBackbone, entry: Entry, known: Sequence[Entry], report: Report) -> list[Section]:

@@ -83,7 +83,7 @@ def _believed(metadata: Mapping[str, str]) -> dict[str, str]:
     try:
         said = json.loads(metadata["sliders.concept"])
         words = {key: said[key] for key in ("name", "target", "positives", "negatives", "modality") if key in said}
-        kept["sliders.concept"] = json.dumps(Concept.from_dict(words).to_dict())
+        kept["sliders.concept"] = json.dumps(Concept.from_metadata(words, "an upload").to_dict())
     except (KeyError, ValueError, TypeError, AttributeError, SliderError):
         pass
     return kept

@@ -96,7 +96,7 @@ def plan(config: Path, runs: Path, overrides: Sequence[str] = ()) -> Run:
         for part in path:
             place = place[part]
         place.pop(last, None)
-    words = concept if isinstance(concept, Concept) else Concept.from_dict(concept.init_args.as_dict())
+    words = concept if isinstance(concept, Concept) else Concept.from_dict(concept.init_args.as_dict(), folder=Path())
     plain["data"]["concept"] = words.to_dict()  # what its files say, not where they are
     key = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:10]
     return Run(arguments, name, key, json.dumps(plain["model"]["backbone"], sort_keys=True), runs)

@@ -9,7 +9,7 @@ from sliders import formats
 from sliders.algebra.slider import Slider
 from sliders.attach import attach
 from sliders.errors import SliderError
-from sliders.files import write_text
+from sliders.files import read_text, write_text
 
 
 def config_of(slider: Path) -> Path:
@@ -46,7 +46,7 @@ def fit_again(
 
     folder = runs / name
     note = folder / "made_from.txt"
-    key = repr((seed, steps, first and first.digest())) + "\n" + config.read_text(encoding="utf-8")
+    key = repr((seed, steps, first and first.digest())) + "\n" + read_text(config, "configuration")
     if note.is_file() and note.read_text(encoding="utf-8") == key:
         for saved in (folder / f"{name}.safetensors", folder / name):
             if saved.exists():

@@ -17,7 +17,7 @@ from sliders.evaluation.dose import Drift, dose_response, straightness
 from sliders.evaluation.sampling import Sampling, Scene
 from tests.evaluation.judges import ColorJudge, colors, constant
 
-BRIGHT = Measure("light", Path("prompts.txt"), "bright")
+BRIGHT = Measure("light", ["a person"], "bright")
 DIALS = [-1.0, 0.0, 1.0]
 
 
@@ -46,7 +46,7 @@ def test_response_is_the_mean_probability_and_its_error() -> None:
 
 def test_the_value_is_the_one_that_was_asked_for() -> None:
     pictures = over_dial(colors((0.2, 0.5, 0.5)), colors((0.5, 0.5, 0.5)), colors((0.7, 0.5, 0.5)))
-    dose = dose_response(ColorJudge(), Measure("light", Path(), "dark"), pictures, DIALS)
+    dose = dose_response(ColorJudge(), Measure("light", ["a person"], "dark"), pictures, DIALS)
     assert dose.response == pytest.approx([0.8, 0.5, 0.3], abs=1e-6)
     assert dose.error == [0.0] * 3  # of one picture none is known
 
@@ -96,7 +96,7 @@ def test_dial_0_may_stand_anywhere() -> None:
 def test_a_judge_of_the_real_kind() -> None:
     judge = constant({"mood": {"sad": 0.2, "happy": 0.7, "angry": 0.1}, "hat": {"no": 0.75, "yes": 0.25}})
     pictures = torch.rand(3, 4, 3, 64, 64) * 2 - 1
-    dose = dose_response(judge, Measure("mood", Path(), "happy"), pictures, DIALS)
+    dose = dose_response(judge, Measure("mood", ["a person"], "happy"), pictures, DIALS)
     assert dose.response == pytest.approx([0.7] * 3, abs=1e-5)
     assert dose.means["hat"]["yes"] == pytest.approx([0.25] * 3, abs=1e-5)
     assert max(d.change for d in dose.drift) < 1e-6
@@ -125,7 +125,7 @@ def test_pixels_elsewhere_of_a_concept_that_shows_everywhere() -> None:
     assert dose.pixel_change_elsewhere == [0.0] * 3
 
 
-@pytest.mark.parametrize("measure", [Measure("mood", Path(), "happy"), Measure("light", Path(), "happy")])
+@pytest.mark.parametrize("measure", [Measure("mood", ["a person"], "happy"), Measure("light", ["a person"], "happy")])
 def test_an_unknown_attribute_or_value_is_an_error_that_names_what_there_is(measure: Measure) -> None:
     with pytest.raises(SliderError, match=r"bright|light, tint"):
         dose_response(ColorJudge(), measure, over_dial(*[colors((0.5, 0.5, 0.5))] * 3), DIALS)

@@ -274,14 +274,14 @@ class TestErrors:
             evaluate_text(nobody, nobody, concept, DIALS, prompts)
 
     def test_too_few_prompts(self, concept: Concept) -> None:
-        self.check(concept, r"heldout\.txt holds 4 prompts, but 5 are asked for", 5)
+        self.check(concept, "'mood' is measured on 4 prompts, but 5 are asked for", 5)
         assert heldout_messages(concept, 3) == MESSAGES[:3]
 
     def test_no_measure(self, concept: Concept) -> None:
         self.check(replace(concept, measure=None), "'mood' has no 'measure'")
 
-    def test_no_such_file(self, concept: Concept) -> None:
-        self.check(replace(concept, measure=Measure("length", Path("/no/file"))), "/no/file")
+    def test_prompts_that_are_not_known(self, concept: Concept) -> None:
+        self.check(replace(concept, measure=Measure("length", None)), "'mood'.*--concept")
 
     def test_an_unknown_score(self, concept: Concept) -> None:
         assert concept.measure is not None

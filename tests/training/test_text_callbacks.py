@@ -112,7 +112,9 @@ def test_what_cannot_be_measured_is_known_before_the_training(
     measure = {"score": replace(concept.measure, attribute="joy"), "prompts": concept.measure, "measure": None}[wrong]
     callback = TextProbe(1, count, speaking) if kind == "probe" else TextReport([0], count, speaking)
     model = module(tmp_path)
-    with pytest.raises(SliderError, match={"score": "joy", "prompts": "heldout", "measure": "'measure'"}[wrong]):
+    with pytest.raises(
+        SliderError, match={"score": "joy", "prompts": "measured on 2 prompts", "measure": "'measure'"}[wrong]
+    ):
         runs.fit(model, tmp_path, 1, concept=replace(concept, measure=measure), callbacks=[callback])
     assert model.backbone.lm is None
 
