@@ -11,17 +11,19 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sliders.algebra.slider import Slider
     from sliders.attach import attach
+    from sliders.batch import rows_of
     from sliders.concept import Concept
     from sliders.errors import SliderError
 
 __version__ = "0.1.0"
-__all__ = ["Concept", "Slider", "SliderError", "attach"]
+__all__ = ["Concept", "Slider", "SliderError", "attach", "rows_of"]
 
 _HOMES = {
     "Concept": "sliders.concept",
     "Slider": "sliders.algebra.slider",
     "SliderError": "sliders.errors",
     "attach": "sliders.attach",
+    "rows_of": "sliders.batch",
 }
 
 

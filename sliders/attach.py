@@ -7,8 +7,10 @@ model itself.  `bake` returns a changed copy of weights for whoever wants the sl
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -20,7 +22,7 @@ from transformers.pytorch_utils import Conv1D
 from sliders.algebra.edit import Edit, Factored, Translation
 from sliders.algebra.lowrank import LowRank
 from sliders.algebra.slider import Dial, Piecewise
-from sliders.batch import per_row
+from sliders.batch import Layout, declared, of_rows
 from sliders.dials import Dials, StackedUpdate, as_edited
 from sliders.errors import SliderError
 
@@ -175,7 +177,7 @@ def attach(
     """
     shown = [_piecewise(dial) for dial in dials]
     check_names(shown)
-    turned = Dials({dial.name: dial.pieces() for dial in shown}, next((p.device for p in model.parameters()), None))
+    turned = Dials({dial.name: dial.pieces() for dial in shown})
     parts: dict[str, list[tuple[int, LowRank]]] = {}
     for index, (name, piece) in enumerate((dial.name, piece) for dial in shown for piece in dial.pieces()):
         for module, update in displacements(model, f"slider {name!r}", piece.edit):
@@ -183,7 +185,7 @@ def attach(
     with ExitStack() as stack:
         for module, updates in parts.items():
             layer = _find(model, module, "the edit")
-            stack.enter_context(_in_place_of(layer, StackedUpdate(turned, layer, updates, fold)))
+            stack.enter_context(_in_place_of(layer, StackedUpdate(turned, layer, updates, fold, module)))
         turned.set(values or {})
         yield turned
 
@@ -208,10 +210,30 @@ def _restore_geometry(layer: LoraConv2d) -> None:
     layer.lora_A[_PEFT_NAME] = down
 
 
+class _Master:
+    """A factor in float32, whatever precision its model is given: bfloat16 masters would lose small updates."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        def moved(value: Tensor) -> Tensor:
+            new = fn(value)
+            return new if new.dtype == value.dtype else value.to(new.device)
+
+        return super()._apply(moved, recurse)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class _MasterLinear(_Master, nn.Linear):
+    pass
+
+
+class _MasterConv2d(_Master, nn.Conv2d):
+    pass
+
+
 class Adapter:
     """A slider in training: PEFT's LoRA layers with a dial for every row of a batch.
 
-    Freshly made it changes nothing, since ``B`` starts at 0.  Use it as a context, or call `remove`.
+    Freshly made it changes nothing, since ``B`` starts at 0.  Use it as a context, or call `remove`.  The factors follow
+    the model to another device, and stay in float32.
 
     Args:
         model: gets LoRA layers in place; its own parameters should be frozen already.
@@ -226,6 +248,8 @@ class Adapter:
     def __init__(self, model: nn.Module, modules: Sequence[str], rank: int, alpha: float) -> None:
         self.model, self.modules, self.rank, self.alpha = model, tuple(modules), rank, alpha
         self._dial: Tensor | None = None
+        self._again = False
+        self._ran: dict[str, Layout | None] = {}  # what each layer was last run on
         if not self.modules:
             raise SliderError("the slider changes no layer; name at least one")
         for name in self.modules:
@@ -245,12 +269,19 @@ class Adapter:
                 _restore_geometry(layer)
             factors: list[nn.Module] = [layer.lora_A[_PEFT_NAME], layer.lora_B[_PEFT_NAME]]  # pyright: ignore[reportAssignmentType]
             for factor in factors:
-                factor.float()  # bfloat16 masters would lose small updates
-            factors[1].register_forward_hook(self._scale)
+                factor.float()
+                factor.__class__ = _MasterConv2d if isinstance(factor, nn.Conv2d) else _MasterLinear
+            factors[1].register_forward_hook(partial(self._scale, name))
         self._enable(False)
 
-    def _scale(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return output if self._dial is None else output * per_row(self._dial, output)
+    def _scale(self, name: str, factor: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        if self._dial is None:
+            return output
+        if not self._again:
+            self._ran[name] = declared()
+        least = 4 if isinstance(factor, nn.Conv2d) else 2
+        scale = of_rows(self._dial.to(output), output.shape, self._ran[name], name, least)
+        return output * scale.view(-1, *[1] * (output.dim() - 1))
 
     def _enable(self, on: bool) -> None:
         for layer in self._layers.values():
@@ -275,15 +306,22 @@ class Adapter:
         return not any(factor.any() for name, factor in self._named_factors() if name.endswith(".B"))
 
     @contextmanager
-    def dial(self, positions: Tensor) -> Iterator[None]:
-        """Run the model with the slider on, row ``i`` of each batch at ``positions[i]``."""
-        before, self._dial = self._dial, positions.to(next(self.parameters()).device)
+    def dial(self, positions: Tensor, again: bool = False) -> Iterator[None]:
+        """Run the model with the slider on, row ``i`` of each batch at ``positions[i]``.
+
+        Args:
+            positions: ``[n]``; with more than one, whoever runs the model says what it is run on (`rows_of`).
+            again: layers are run on what they were last run on, as when a backward pass computes them anew: out of
+                whoever ran the model, and on an accelerator in another thread.
+        """
+        before, self._dial = (self._dial, self._again), positions.to(next(self.parameters()).device)
+        self._again = again
         self._enable(True)
         try:
             yield
         finally:
-            self._dial = before
-            self._enable(before is not None)
+            self._dial, self._again = before
+            self._enable(self._dial is not None)
 
     @torch.no_grad()
     def update(self) -> Translation:

@@ -5,6 +5,7 @@ Nothing here changes a module: `sliders.attach` puts a `StackedUpdate` where a l
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from sliders.algebra.lowrank import LowRank
 from sliders.algebra.slider import Piece
-from sliders.batch import tile
+from sliders.batch import declared, of_rows
 from sliders.errors import SliderError
 
 
@@ -26,19 +27,30 @@ class Dials:
     """The dials of attached sliders: numbers in one matrix that every layer reads, a row for each piece of a dial.
 
     Setting them writes that matrix, and which of its rows are not 0, and nothing else.  A value may be a number, or a
-    tensor ``[n]`` with one number for each row of the batches that follow (a strip over the dial is then one batch).
+    tensor ``[n]`` with one number for each row of the batches that follow (a strip over the dial is then one batch);
+    then whoever runs the model says how many rows there are, with `sliders.batch.rows_of`, as backbones do.
+
+    They stand on the CPU, and are copied to wherever a layer asks for them.
     """
 
-    def __init__(self, pieces: Mapping[str, Sequence[Piece]], device: torch.device | None = None) -> None:
+    def __init__(self, pieces: Mapping[str, Sequence[Piece]]) -> None:
         self.names = tuple(pieces)
         self._pieces = pieces
-        self._turn({name: torch.zeros(1, device=device) for name in self.names})
+        self._turn({name: torch.zeros(1, device="cpu") for name in self.names})
 
     def _turn(self, positions: Mapping[str, Tensor]) -> None:
         self._positions = dict(positions)
         shares = [positions[name].clamp(p.low, p.high) for name, pieces in self._pieces.items() for p in pieces]
         self.values = torch.stack(torch.broadcast_tensors(*shares)) if shares else torch.zeros(0, 1)
         self.moved = frozenset(self.values.any(1).nonzero()[:, 0].tolist())
+        self._copies = {self.values.device: self.values}
+
+    def on(self, device: torch.device) -> Tensor:
+        """The matrix ``[pieces, 1 or n]`` on a layer's device."""
+        copies = self._copies
+        if device not in copies:
+            copies[device] = self.values.to(device)
+        return copies[device]
 
     def set(self, values: Mapping[str, float | Tensor]) -> None:
         """Turn the named dials; the others stay.
@@ -81,19 +93,30 @@ class StackedUpdate:
     stacked factors run beside it: two products.
     """
 
-    def __init__(self, dials: Dials, layer: nn.Module, parts: Sequence[tuple[int, LowRank]], fold: bool) -> None:
-        weight = layer.get_parameter("weight")
-        self.dials, self.layer, self.plain = dials, layer, layer.forward
+    def __init__(
+        self, dials: Dials, layer: nn.Module, parts: Sequence[tuple[int, LowRank]], fold: bool, name: str
+    ) -> None:
+        self.dials, self.layer, self.plain, self.name = dials, layer, layer.forward, name
         plain = type(layer).forward in (nn.Linear.forward, nn.Conv2d.forward, Conv1D.forward) and not _is_taken(layer)
-        self.fold = fold and plain and weight.dtype in (torch.float32, torch.float64)
-        width = torch.Size(as_edited(layer, weight).shape[1:]).numel()
-        down = torch.cat([update.A[:, :width].to(weight) for _, update in parts])
-        self.constant = _bias_column([update for _, update in parts], width, weight)
-        self.up = torch.cat([update.B.to(weight) for _, update in parts], 1)
+        self._may_fold = fold and plain
+        self._updates = [update for _, update in parts]
         self.owners = [k for k, update in parts for _ in range(update.rank)]
+        self._follow(layer.get_parameter("weight"))
+
+    def _follow(self, weight: Tensor) -> None:
+        """Bring the factors to where the layer's weight is now, in a precision that does not round them away."""
+        self.fold = self._may_fold and weight.dtype in (torch.float32, torch.float64)
+        self._at = weight.device, weight.dtype
+        # half precision could round small factors away, or overflow between the two
+        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        place: dict[str, Any] = {"device": weight.device, "dtype": dtype}
+        width = torch.Size(as_edited(self.layer, weight).shape[1:]).numel()
+        down = torch.cat([update.A[:, :width].to(**place) for update in self._updates])
+        self.constant = _bias_column(self._updates, width, down)
+        self.up = torch.cat([update.B.to(**place) for update in self._updates], 1)
         self.owner = torch.tensor(self.owners, device=weight.device)
         self.down = down if weight.dim() == 2 else down.view(-1, *weight.shape[1:])
-        if weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last):
+        if weight.dim() == 4 and _is_channels_last(weight):
             self.down = self.down.contiguous(memory_format=torch.channels_last)  # so that folding copies nothing
         self._folded: tuple[Tensor, Tensor, int, Tensor | None] | None = None  # the weight and what it was made of
         self._memory: Tensor | None = None  # for the next one, while no gradient can need the present one
@@ -103,21 +126,33 @@ class StackedUpdate:
         if not self.dials.moved:
             return self.plain(input)
         weight = self.layer.get_parameter("weight")
+        if (weight.device, weight.dtype) != self._at:
+            self._follow(weight)
         if self.fold and self.dials.values.shape[1] == 1 and not (weight.requires_grad and torch.is_grad_enabled()):
             return self._run_folded(input, weight)
         return self._run_beside(input)
 
     def _run_beside(self, input: Tensor) -> Tensor:
-        output, scale = self.plain(input), self.dials.values[self.owner]
-        scale = scale.to(output).T  # [1 or n, ranks]
+        output, scale = self.plain(input), self.dials.on(self.up.device)[self.owner]
+        scale = scale.to(self.up).T  # [1 or n, ranks]
+        input = input.to(self.up.dtype)
         if isinstance(self.layer, nn.Conv2d):  # with the layer's own padding mode and dilation
             hidden = self.layer._conv_forward(input, self.down, self.constant)
-            return output + F.conv2d(hidden * _spread(scale, hidden, -3), self.up[:, :, None, None])
-        hidden = F.linear(input, self.down, self.constant)
-        return output + F.linear(hidden * _spread(scale, hidden, -1), self.up)
+            update = F.conv2d(hidden * self._spread(scale, hidden, -3), self.up[:, :, None, None])
+        else:
+            hidden = F.linear(input, self.down, self.constant)
+            update = F.linear(hidden * self._spread(scale, hidden, -1), self.up)
+        return (output + update).to(output.dtype)
+
+    def _spread(self, scale: Tensor, hidden: Tensor, channel: int) -> Tensor:
+        """Shape ``[1 or n, ranks]`` to multiply ``hidden``, whose ranks lie in dimension ``channel``."""
+        scale = of_rows(scale, hidden.shape, declared(), self.name, 1 - channel)
+        shape = [len(scale)] + [1] * (hidden.dim() - 1)
+        shape[channel] = scale.shape[1]
+        return scale.view(shape)
 
     def _run_folded(self, input: Tensor, weight: Tensor) -> Tensor:
-        scale = self.dials.values[self.owner, 0].to(weight)
+        scale = self.dials.on(weight.device)[self.owner, 0].to(weight)
         folded = self._fold(weight, scale)
         if folded is None:
             return self.plain(input)
@@ -143,7 +178,7 @@ class StackedUpdate:
                 up, down, own = self.up * scale, self.down, as_edited(self.layer, weight)
                 if len(used) < len(self.owners):  # 0 times an infinite factor would not be 0
                     up, down = up[:, used], down[used]
-                last = own.dim() == 4 and own.is_contiguous(memory_format=torch.channels_last)
+                last = own.dim() == 4 and _is_channels_last(own)
                 if last:  # keep the layer's memory format
                     down, own = down.permute(0, 2, 3, 1), own.permute(0, 2, 3, 1)
                 self._memory = torch.addmm(own.flatten(1), up, down.flatten(1), out=self._memory)
@@ -152,6 +187,10 @@ class StackedUpdate:
         # the alias of the weight keeps its memory from being given to another one that would look the same
         self._folded = (self.dials.values, weight.detach(), weight._version, folded)
         return folded
+
+
+def _is_channels_last(weight: Tensor) -> bool:
+    return weight.is_contiguous(memory_format=torch.channels_last)
 
 
 def _is_taken(layer: nn.Module) -> bool:
@@ -165,12 +204,3 @@ def _bias_column(updates: Sequence[LowRank], width: int, like: Tensor) -> Tensor
     if not any(column.shape[1] for column in columns):
         return None
     return torch.cat([F.pad(column, (0, 1 - column.shape[1]))[:, 0].to(like) for column in columns])
-
-
-def _spread(scale: Tensor, hidden: Tensor, channel: int) -> Tensor:
-    """Shape ``[1 or n, ranks]`` to multiply ``hidden``, whose ranks lie in dimension ``channel``."""
-    if len(scale) > 1:
-        scale = tile(scale, len(hidden))
-    shape = [len(scale)] + [1] * (hidden.dim() - 1)
-    shape[channel] = scale.shape[1]
-    return scale.view(shape)

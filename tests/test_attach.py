@@ -15,6 +15,7 @@ from sliders.algebra.edit import Translation
 from sliders.algebra.lowrank import LowRank
 from sliders.algebra.slider import Slider
 from sliders.attach import Adapter, attach, baked, editable_modules, select_modules
+from sliders.batch import rows_of
 from sliders.errors import SliderError
 from tests.factory import lowrank, moved, normal, slider
 
@@ -34,9 +35,10 @@ class Small(nn.Module):
         self.leave = nn.Linear(8, 5)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = self.block["conv"](torch.tanh(self.enter(x)))
-        tokens = self.block["proj"](hidden.flatten(2).transpose(1, 2))
-        return self.leave(torch.tanh(self.norm(tokens)))
+        with rows_of(len(x)):
+            hidden = self.block["conv"](torch.tanh(self.enter(x)))
+            tokens = self.block["proj"](hidden.flatten(2).transpose(1, 2))
+            return self.leave(torch.tanh(self.norm(tokens)))
 
 
 @pytest.fixture
@@ -448,7 +450,7 @@ class TestEveryKindOfLayer:
             return  # `select_modules` does not give it
         with Adapter(model, editable_modules(model), rank=2, alpha=2) as adapter:
             randomise(adapter)
-            with adapter.dial(torch.ones(len(x))):
+            with adapter.dial(torch.ones(len(x))), rows_of(len(x)):
                 out = model(x)
             update = adapter.update()
         assert_close(out, moved(model, update)(x), atol=1e-5, rtol=1e-5)

@@ -14,6 +14,7 @@ from sliders.algebra.elements import erase_input, erase_output, onto, steer_inpu
 from sliders.algebra.laws import is_group
 from sliders.algebra.slider import Dial, Hinge, Partial, Slider, hinge
 from sliders.attach import attach, baked, weight_shape
+from sliders.batch import rows_of
 from sliders.errors import SliderError
 from tests.factory import normal, slider
 from tests.test_attach import Small, snapshot
@@ -29,7 +30,8 @@ class Model(Small):
         self.plain = nn.Linear(5, 5, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.plain(torch.tanh(super().forward(x)))
+        with rows_of(len(x)):
+            return self.plain(torch.tanh(super().forward(x)))
 
 
 @pytest.fixture

@@ -2,8 +2,8 @@
 
 import math
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,64 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 
 from sliders.algebra.slider import Slider
+from sliders.attach import editable_modules
 from sliders.backbones.base import AbstractBackbone, TargetGroup, hash_weights
-from sliders.batch import TensorBatch, join
+from sliders.backbones.trial import Abilities, accepted, positions, try_out
+from sliders.batch import TensorBatch, join, rows_of, take
 from sliders.concept import BETWEEN
 from sliders.errors import SliderError
 from sliders.fetch import FETCHED, fetch
 from sliders.formats import peft
 from sliders.losses.erasure import plausible, steer
 
-_BLOCKS = r"^lm\..*?\.(layers|h|blocks)\.({blocks})\."
-_ATTENTION = r"(self_attn|attn|attention|self_attention)\."
-_MLP = r"(mlp|feed_forward|ffn)\."
+_BLOCKS = r"^lm\..*?\.(layers?|h|blocks)\.({blocks})\."
+_ATTENTION = r"\w*(attn|attention)\."
+_MLP = r"(\w*mlp\w*|\w*feed_forward\w*|ffn|\w*moe|fc1|fc2)(\.|$)"
+
+
+def _blocks_of(lm: Any) -> list[tuple[str, int]]:
+    """The names of a model's blocks with their numbers, in order."""
+    pattern = re.compile(_BLOCKS.format(blocks=r"\d+"))
+    matches = (pattern.match(f"lm.{name}.") for name, _ in lm.named_modules())
+    found = {(match[0].removeprefix("lm.").rstrip("."), int(match[2])) for match in matches if match}
+    return sorted(found, key=lambda block: block[1])
+
+
+class _Told:
+    """Some rows of a batch, read token by token.
+
+    Args:
+        backbone: the model.
+        conditioning: of the whole batch.
+        rows: which of it are read.
+    """
+
+    def __init__(self, backbone: "CausalLMBackbone", conditioning: TensorBatch, rows: Tensor) -> None:
+        self.backbone, self.rows, self.count = backbone, rows, len(conditioning["prefix"])
+        own = take(conditioning, rows)
+        empty = {name: own["prefix"].new_zeros(len(rows), 0) for name in ("tokens", "mask")}
+        self.inputs = backbone._joined(empty, own)
+        self.cache: Any = None
+
+    def next(self) -> Tensor:
+        """Logits ``[rows, vocabulary]`` of the next token."""
+        able = self.backbone._able
+        known = {} if able.cache is None else {able.cache: self.cache}
+        with rows_of(self.count, self.inputs["input_ids"].shape[1], self.rows.tolist()):
+            out = able.run(self.backbone.lm, self.inputs, **known, use_cache=bool(known), logits_to_keep=1)
+        self.cache = None if able.cache is None else getattr(out, able.cache)
+        return out.logits[:, -1].float()
+
+    def say(self, tokens: Tensor, counts: Tensor) -> None:
+        """Go on with a token of each row of the whole batch; it is padding where it does not count."""
+        rows = self.rows.to(tokens.device)
+        tokens, counts = tokens[rows, None], counts[rows, None].long()
+        mask = torch.cat([self.inputs["attention_mask"], counts], 1)
+        position = self.inputs["position_ids"][:, -1:] + 1
+        if self.backbone._able.cache is None:
+            tokens = torch.cat([self.inputs["input_ids"], tokens], 1)
+            position = torch.cat([self.inputs["position_ids"], position], 1)
+        self.inputs = {"input_ids": tokens, "attention_mask": mask, "position_ids": position}
 
 
 @dataclass(frozen=True)
@@ -104,6 +151,7 @@ class CausalLMBackbone(AbstractBackbone):
         self.space = "hidden states" if hidden_layers else "log-probabilities"
         self.lm: Any = None
         self.tokenizer: Any = None
+        self._able = Abilities(frozenset())
         self._network: Any = None  # what log-probabilities run: the model, or its compiled forward
         self._fingerprint = ""
 
@@ -134,14 +182,20 @@ class CausalLMBackbone(AbstractBackbone):
         """Take a model that is already in memory; it is frozen."""
         if self.chat and not tokenizer.chat_template:
             raise SliderError(f"backbone.chat is true, but the tokenizer of {self.model} has no chat template")
-        last = int(lm.config.num_hidden_layers) - 1
+        last = len({number for _, number in _blocks_of(lm)}) - 1
+        if last < 0:
+            raise SliderError(
+                f"{self.model} ({type(lm).__name__}) has no numbered blocks under 'layers', 'layer', 'h' or 'blocks'; "
+                "give a model that has"
+            )
         for field, layers, first in (
             ("hidden_layers", self.hidden_layers, 1),
             ("slider_layers", self.slider_layers, 0),
         ):
             if layers and not first <= min(layers) <= max(layers) <= last + first:
                 raise SliderError(f"backbone.{field} is {list(layers)}; {self.model} has {first} to {last + first}")
-        self.lm, self.tokenizer = lm, tokenizer
+        able = try_out(lm.eval(), self.model)
+        self.lm, self.tokenizer, self._able = lm, tokenizer, able
         object.__setattr__(self, "_network", torch.compile(lm.forward) if self.compiled else lm)  # no second submodule
         self._fingerprint = hash_weights(lm)
         self.requires_grad_(False).eval()
@@ -152,16 +206,23 @@ class CausalLMBackbone(AbstractBackbone):
     def target_groups(self) -> dict[str, TargetGroup]:
         first, last = self.slider_layers or (0, -1)
         blocks = _BLOCKS.format(blocks="|".join(map(str, range(first, last + 1))) or r"\d+")
-        return {
+        groups = {
             "attention": TargetGroup((blocks + _ATTENTION,)),
             "mlp": TargetGroup((blocks + _MLP,)),
             "full": TargetGroup((blocks,)),
         }
+        names = [name for name in editable_modules(self) if self.reaches(name)]
+        return {key: group for key, group in groups.items() if any(re.search(group.include[0], n) for n in names)}
 
     def reaches(self, layer: str) -> bool:
-        """The blocks, and of these no more than the predicted hidden states need; never the tied output layer."""
+        """The blocks, and of these no more than the predicted hidden states need; never the tied output layer.
+
+        Nor a layer whose weight the model reads by itself instead of running it, as Mamba's `dt_proj`.
+        """
         block = re.match(_BLOCKS.format(blocks=r"\d+"), layer)
-        return block is not None and (not self.hidden_layers or int(block[2]) < max(self.hidden_layers))
+        if block is None or layer.removeprefix("lm.") in self._able.unused:
+            return False
+        return not self.hidden_layers or int(block[2]) < max(self.hidden_layers)
 
     def write(self, folder: Path) -> None:
         self.lm.save_pretrained(folder)
@@ -293,17 +354,38 @@ class CausalLMBackbone(AbstractBackbone):
         return {
             "input_ids": torch.cat([prefix, state["tokens"]], 1),
             "attention_mask": mask,
-            "position_ids": (mask.cumsum(1) - 1).clamp_min(0),
+            "position_ids": positions(mask),
         }
 
     def log_probabilities(self, state: TensorBatch, conditioning: TensorBatch) -> Tensor:
         """``[n, response, k]`` of the support's tokens at each position, or of the whole vocabulary without one."""
         length = state["tokens"].shape[1]
-        logits = self._network(**self._joined(state, conditioning), logits_to_keep=length + 1, use_cache=False).logits
-        logits = logits[:, :-1].float()
+
+        def run(inputs: dict[str, Tensor]) -> Tensor:
+            return self._able.run(self._network, inputs, logits_to_keep=length + 1, use_cache=False).logits
+
+        logits = self._in_parts(run, state, conditioning)[:, -length - 1 : -1].float()
         if "support" not in state:
             return logits.log_softmax(-1)
         return logits.gather(-1, state["support"]) - logits.logsumexp(-1, keepdim=True)
+
+    def _lengths(self, conditioning: TensorBatch) -> list[Tensor]:
+        """Which rows are run together: all, or those of one length where the model is not indifferent to padding."""
+        rows, lengths = len(conditioning["prefix"]), conditioning["prefix_mask"].sum(1)
+        if self._able.pads:
+            return [torch.arange(rows)]
+        return [(lengths == length).nonzero()[:, 0].cpu() for length in lengths.unique().tolist()]
+
+    def _in_parts(
+        self, run: Callable[[dict[str, Tensor]], Tensor], state: TensorBatch, conditioning: TensorBatch
+    ) -> Tensor:
+        """What ``run`` gives for prefix and response in one row, all rows at once or those of one length at a time."""
+        parts, index = [], self._lengths(conditioning)
+        for rows in index:
+            inputs = self._joined(take(state, rows), take(conditioning, rows))
+            with rows_of(len(state["tokens"]), inputs["input_ids"].shape[1], rows.tolist()):
+                parts.append(run(inputs)[:, -state["tokens"].shape[1] - 1 :])
+        return torch.cat(parts)[torch.cat(index).argsort().to(parts[0].device)] if len(parts) > 1 else parts[0]
 
     def likelihood(self, state: TensorBatch, conditioning: TensorBatch) -> Tensor:
         """Log-probability of each token of the responses ``[n, response]``, 0 on the padding."""
@@ -318,6 +400,8 @@ class CausalLMBackbone(AbstractBackbone):
         """
         self.check_layers(layers)
         length = state["tokens"].shape[1]
+        body, takes = self.lm.base_model, accepted(self.lm.base_model.forward)
+        able = self._able if "kwargs" in takes else replace(self._able, takes=takes)
         seen: dict[int, Tensor] = {}
         hooks = [
             self.lm.get_submodule(name).register_forward_hook(
@@ -326,12 +410,16 @@ class CausalLMBackbone(AbstractBackbone):
             for k, name in enumerate(self._blocks(), 1)
             if k in layers
         ]
+
+        def run(inputs: dict[str, Tensor]) -> Tensor:
+            able.run(body, inputs, use_cache=False)
+            return torch.stack([seen[layer] for layer in layers], 2)
+
         try:
-            self.lm.base_model(**self._joined(state, conditioning), use_cache=False)
+            return self._in_parts(run, state, conditioning)[:, -length:].transpose(1, 2)
         finally:
             for hook in hooks:
                 hook.remove()
-        return torch.stack([seen[layer][:, -length:] for layer in layers], 1)
 
     def check_layers(self, layers: Sequence[int]) -> None:
         """Refuse what `hidden` cannot read.
@@ -341,7 +429,7 @@ class CausalLMBackbone(AbstractBackbone):
         """
         if not layers:
             raise SliderError("no block is named whose states are read; give at least one")
-        count = int(self.lm.config.num_hidden_layers)
+        count = len(self._blocks())
         if wrong := [layer for layer in layers if not 1 <= layer <= count]:
             raise SliderError(
                 f"there are no states after block {wrong[0] - 1}: {self.model} has the blocks 0 to {count - 1}"
@@ -349,12 +437,7 @@ class CausalLMBackbone(AbstractBackbone):
 
     def _blocks(self) -> list[str]:
         """The names of the blocks, in order."""
-        found = {match[0].removeprefix("lm.").rstrip(".") for match in self._block_matches()}
-        return sorted(found, key=lambda name: int(name.rpartition(".")[2]))
-
-    def _block_matches(self) -> Iterator[re.Match[str]]:
-        pattern = re.compile(_BLOCKS.format(blocks=r"\d+"))
-        return (match for name, _ in self.named_modules() if (match := pattern.match(f"{name}.")))
+        return [name for name, _ in _blocks_of(self.lm)]
 
     # Responses
 
@@ -381,14 +464,11 @@ class CausalLMBackbone(AbstractBackbone):
         ends = torch.tensor(self.ends, device=self.device)
         asked = conditioning if steering is None else join([conditioning, *steering.conditionings])
         times = len(asked["prefix"]) // len(seeds)
-        empty = {name: asked["prefix"].new_zeros(len(asked["prefix"]), 0) for name in ("tokens", "mask")}
-        inputs = self._joined(empty, asked)
-        mask, position = inputs["attention_mask"], inputs["position_ids"][:, -1:]
+        told = [_Told(self, asked, rows) for rows in self._lengths(asked)]
+        order = torch.cat([part.rows for part in told]).argsort().to(self.device)
         done = torch.zeros(len(seeds), dtype=torch.bool, device=self.device)
-        cache = None
         for step in range(tokens):
-            out = self.lm(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            cache, logits = out.past_key_values, out.logits[:, -1].float()
+            logits = torch.cat([part.next() for part in told])[order]
             if steering is not None:
                 logits = steering.combine(logits.log_softmax(-1).unflatten(0, (times, len(seeds))))
             if temperature == 0:
@@ -402,9 +482,8 @@ class CausalLMBackbone(AbstractBackbone):
             done = done | torch.isin(token, ends)
             if done.all():
                 return
-            mask = torch.cat([mask, (~done).long().repeat(times)[:, None]], 1)
-            position = position + 1
-            inputs = {"input_ids": token.repeat(times)[:, None], "attention_mask": mask, "position_ids": position}
+            for part in told:
+                part.say(token.repeat(times), ~done.repeat(times))
 
     @torch.no_grad()
     def respond(

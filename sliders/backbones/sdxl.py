@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sliders.backbones.unet import UNetBackbone
-from sliders.batch import TensorBatch
+from sliders.batch import TensorBatch, rows_of
 
 
 class SDXLBackbone(UNetBackbone):
@@ -30,9 +30,10 @@ class SDXLBackbone(UNetBackbone):
         return {}
 
     def encode(self, prompts: Sequence[str]) -> TensorBatch:
-        embeddings, _, pooled, _ = self.pipeline.encode_prompt(
-            list(prompts), device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
-        )
+        with rows_of(len(prompts)):
+            embeddings, _, pooled, _ = self.pipeline.encode_prompt(
+                list(prompts), device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+            )
         if self.pipeline.config.get("force_zeros_for_empty_prompt"):
             empty = torch.tensor([not prompt for prompt in prompts], device=self.device)
             embeddings = embeddings.masked_fill(empty[:, None, None], 0)

@@ -9,7 +9,7 @@ from diffusers import DDIMScheduler, DiffusionPipeline, PNDMScheduler
 from torch import Tensor
 
 from sliders.backbones.base import DiffusionBackbone, Predictor, TargetGroup, hash_weights
-from sliders.batch import TensorBatch
+from sliders.batch import TensorBatch, rows_of
 from sliders.errors import SliderError
 
 
@@ -102,19 +102,21 @@ class UNetBackbone(DiffusionBackbone):
         }
 
     def encode(self, prompts: Sequence[str]) -> TensorBatch:
-        embeddings, _ = self.pipeline.encode_prompt(list(prompts), self.device, 1, False)
+        with rows_of(len(prompts)):
+            embeddings, _ = self.pipeline.encode_prompt(list(prompts), self.device, 1, False)
         return {"prompt_embeds": embeddings}
 
     def predict(self, state: TensorBatch, conditioning: TensorBatch) -> Tensor:
         latents = state["latents"]
         if self.channels_last:
             latents = latents.contiguous(memory_format=torch.channels_last)
-        return self.unet(
-            latents,
-            state["timestep"],
-            encoder_hidden_states=conditioning["prompt_embeds"],
-            added_cond_kwargs=self._added(conditioning),
-        ).sample
+        with rows_of(len(latents)):
+            return self.unet(
+                latents,
+                state["timestep"],
+                encoder_hidden_states=conditioning["prompt_embeds"],
+                added_cond_kwargs=self._added(conditioning),
+            ).sample
 
     def _added(self, conditioning: TensorBatch) -> dict[str, Tensor] | None:
         """What the UNet takes beside the text, where it takes anything."""

@@ -122,7 +122,7 @@ class SliderModule(L.LightningModule):
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         assert self.adapter is not None
-        with self.adapter.dial(self._dial):  # a backbone with checkpointing computes its layers anew, at the same dial
+        with self.adapter.dial(self._dial, again=True):  # checkpointing computes layers anew, at the same dial
             super().backward(loss, *args, **kwargs)
 
     def configure_optimizers(self) -> Any:
