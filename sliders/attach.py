@@ -232,8 +232,8 @@ class _MasterConv2d(_Master, nn.Conv2d):
 class Adapter:
     """A slider in training: PEFT's LoRA layers with a dial for every row of a batch.
 
-    Freshly made it changes nothing, since ``B`` starts at 0.  Use it as a context, or call `remove`.  The factors follow
-    the model to another device, and stay in float32.
+    Freshly made it changes nothing, since ``B`` starts at 0.  Use it as a context, or call `remove`.  The factors
+    follow the model to another device, and stay in float32.
 
     Args:
         model: gets LoRA layers in place; its own parameters should be frozen already.
@@ -270,7 +270,8 @@ class Adapter:
             factors: list[nn.Module] = [layer.lora_A[_PEFT_NAME], layer.lora_B[_PEFT_NAME]]  # pyright: ignore[reportAssignmentType]
             for factor in factors:
                 factor.float()
-                factor.__class__ = _MasterConv2d if isinstance(factor, nn.Conv2d) else _MasterLinear
+                kind: Any = _MasterConv2d if isinstance(factor, nn.Conv2d) else _MasterLinear
+                factor.__class__ = kind
             factors[1].register_forward_hook(partial(self._scale, name))
         self._enable(False)
 
@@ -280,7 +281,7 @@ class Adapter:
         if not self._again:
             self._ran[name] = declared()
         least = 4 if isinstance(factor, nn.Conv2d) else 2
-        scale = of_rows(self._dial.to(output), output.shape, self._ran[name], name, least)
+        scale = of_rows(self._dial.to(output), output.shape, self._ran.get(name), name, least)
         return output * scale.view(-1, *[1] * (output.dim() - 1))
 
     def _enable(self, on: bool) -> None:

@@ -119,6 +119,21 @@ class AbstractBackbone(ABC, nn.Module):
         """Whether a prediction depends on a layer, so that a slider there could be trained."""
         return layer.split(".")[0] in {*self.conditioning_modules, *self.predicting_modules}
 
+    def unfit(self) -> dict[str, str]:
+        """What looks like a layer and cannot have a slider, with what is wrong: experts in one tensor, for example."""
+        return {
+            name: f"it is a tensor {tuple(p.shape)}, not a linear layer"
+            for name, p in self.named_parameters()
+            if p.dim() == 3 and self.reaches(name)
+        }
+
+    def _why_not(self, pattern: str) -> str:
+        """What is wrong with the first unfit thing that a target finds, as a sentence; or nothing."""
+        for name, why in self.unfit().items():
+            if re.search(pattern, name):
+                return f"{name} cannot have a slider: {why}. "
+        return ""
+
     def select_targets(self, targets: Sequence[str]) -> list[str]:
         """Layers for a slider: each target is the name of a group or a regular expression over layer names.
 
@@ -133,7 +148,11 @@ class AbstractBackbone(ABC, nn.Module):
                 try:
                     chosen.update(select_modules(self, [target], names))
                 except SliderError as error:
-                    raise SliderError(f"{error}. Groups of this model: {', '.join(groups)}") from None
+                    try:
+                        why = self._why_not(target)
+                    except re.error:  # which is what the error says
+                        why = ""
+                    raise SliderError(f"{error}. {why}Groups of this model: {', '.join(groups)}") from None
                 continue
             found = select_modules(self, group.include, names)
             chosen.update(name for name in found if not any(re.search(pattern, name) for pattern in group.exclude))

@@ -25,14 +25,14 @@ from sliders.formats import peft
 from sliders.losses.erasure import plausible, steer
 
 _BLOCKS = r"^lm\..*?\.(layers?|h|blocks)\.({blocks})\."
+_BLOCK = re.compile(_BLOCKS.format(blocks=r"\d+"))
 _ATTENTION = r"\w*(attn|attention)\."
 _MLP = r"(\w*mlp\w*|\w*feed_forward\w*|ffn|\w*moe|fc1|fc2)(\.|$)"
 
 
 def _blocks_of(lm: Any) -> list[tuple[str, int]]:
     """The names of a model's blocks with their numbers, in order."""
-    pattern = re.compile(_BLOCKS.format(blocks=r"\d+"))
-    matches = (pattern.match(f"lm.{name}.") for name, _ in lm.named_modules())
+    matches = (_BLOCK.match(f"lm.{name}.") for name, _ in lm.named_modules())
     found = {(match[0].removeprefix("lm.").rstrip("."), int(match[2])) for match in matches if match}
     return sorted(found, key=lambda block: block[1])
 
@@ -66,7 +66,7 @@ class _Told:
         """Go on with a token of each row of the whole batch; it is padding where it does not count."""
         rows = self.rows.to(tokens.device)
         tokens, counts = tokens[rows, None], counts[rows, None].long()
-        mask = torch.cat([self.inputs["attention_mask"], counts], 1)
+        mask = counts if self.backbone._able.own_mask else torch.cat([self.inputs["attention_mask"], counts], 1)
         position = self.inputs["position_ids"][:, -1:] + 1
         if self.backbone._able.cache is None:
             tokens = torch.cat([self.inputs["input_ids"], tokens], 1)
@@ -217,12 +217,16 @@ class CausalLMBackbone(AbstractBackbone):
     def reaches(self, layer: str) -> bool:
         """The blocks, and of these no more than the predicted hidden states need; never the tied output layer.
 
-        Nor a layer whose weight the model reads by itself instead of running it, as Mamba's `dt_proj`.
+        Nor a layer that no slider can be on, as Mamba's `dt_proj`, whose weight is read by itself.
         """
-        block = re.match(_BLOCKS.format(blocks=r"\d+"), layer)
-        if block is None or layer.removeprefix("lm.") in self._able.unused:
+        block = _BLOCK.match(layer)
+        if block is None or layer.removeprefix("lm.") in self._able.unfit:
             return False
         return not self.hidden_layers or int(block[2]) < max(self.hidden_layers)
+
+    def unfit(self) -> dict[str, str]:
+        named = {f"lm.{name}": why for name, why in self._able.unfit.items()}
+        return super().unfit() | {name: why for name, why in named.items() if _BLOCK.match(name)}
 
     def write(self, folder: Path) -> None:
         self.lm.save_pretrained(folder)
@@ -362,9 +366,10 @@ class CausalLMBackbone(AbstractBackbone):
         length = state["tokens"].shape[1]
 
         def run(inputs: dict[str, Tensor]) -> Tensor:
-            return self._able.run(self._network, inputs, logits_to_keep=length + 1, use_cache=False).logits
+            out = self._able.run(self._network, inputs, logits_to_keep=length + 1, use_cache=False)
+            return out.logits[:, -length - 1 : -1]
 
-        logits = self._in_parts(run, state, conditioning)[:, -length - 1 : -1].float()
+        logits = self._in_parts(run, state, conditioning).float()
         if "support" not in state:
             return logits.log_softmax(-1)
         return logits.gather(-1, state["support"]) - logits.logsumexp(-1, keepdim=True)
@@ -376,6 +381,18 @@ class CausalLMBackbone(AbstractBackbone):
             return [torch.arange(rows)]
         return [(lengths == length).nonzero()[:, 0].cpu() for length in lengths.unique().tolist()]
 
+    def check_together(self, conditioning: TensorBatch) -> None:
+        """For whoever looks into a run of all rows.
+
+        Raises:
+            SliderError: the model must run them in parts.
+        """
+        if len(self._lengths(conditioning)) > 1:
+            raise SliderError(
+                f"{self.model} ({type(self.lm).__name__}) runs rows of one length at a time, and its layers cannot be "
+                "read for prompts of different lengths; give prompts with as many tokens each, or another model"
+            )
+
     def _in_parts(
         self, run: Callable[[dict[str, Tensor]], Tensor], state: TensorBatch, conditioning: TensorBatch
     ) -> Tensor:
@@ -384,7 +401,7 @@ class CausalLMBackbone(AbstractBackbone):
         for rows in index:
             inputs = self._joined(take(state, rows), take(conditioning, rows))
             with rows_of(len(state["tokens"]), inputs["input_ids"].shape[1], rows.tolist()):
-                parts.append(run(inputs)[:, -state["tokens"].shape[1] - 1 :])
+                parts.append(run(inputs))
         return torch.cat(parts)[torch.cat(index).argsort().to(parts[0].device)] if len(parts) > 1 else parts[0]
 
     def likelihood(self, state: TensorBatch, conditioning: TensorBatch) -> Tensor:
@@ -401,7 +418,7 @@ class CausalLMBackbone(AbstractBackbone):
         self.check_layers(layers)
         length = state["tokens"].shape[1]
         body, takes = self.lm.base_model, accepted(self.lm.base_model.forward)
-        able = self._able if "kwargs" in takes else replace(self._able, takes=takes)
+        able = self._able if "kwargs" in takes else replace(self._able, takes=self._able.takes & takes)
         seen: dict[int, Tensor] = {}
         hooks = [
             self.lm.get_submodule(name).register_forward_hook(
@@ -413,10 +430,12 @@ class CausalLMBackbone(AbstractBackbone):
 
         def run(inputs: dict[str, Tensor]) -> Tensor:
             able.run(body, inputs, use_cache=False)
-            return torch.stack([seen[layer] for layer in layers], 2)
+            return torch.stack([seen[layer][:, -length:] for layer in layers], 1)
 
+        if not length:
+            self.check_together(conditioning)
         try:
-            return self._in_parts(run, state, conditioning)[:, -length:].transpose(1, 2)
+            return self._in_parts(run, state, conditioning)
         finally:
             for hook in hooks:
                 hook.remove()

@@ -126,6 +126,7 @@ def at_layer(backbone: CausalLMBackbone, name: str, side: Literal["input", "outp
     """What a layer reads or writes."""
 
     def read(said: TensorBatch, asked: TensorBatch) -> Tensor:
+        backbone.check_together(asked)
         seen: list[Tensor] = []
 
         def keep(_: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> None:
