@@ -278,10 +278,10 @@ class Adapter:
     def _scale(self, name: str, factor: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         if self._dial is None:
             return output
-        if not self._again:
-            self._ran[name] = declared()
+        layout = self._ran.get(name) if self._again else declared()
         least = 4 if isinstance(factor, nn.Conv2d) else 2
-        scale = of_rows(self._dial.to(output), output.shape, self._ran.get(name), name, least)
+        scale = of_rows(self._dial.to(output), output.shape, layout, name, least)
+        self._ran[name] = layout
         return output * scale.view(-1, *[1] * (output.dim() - 1))
 
     def _enable(self, on: bool) -> None:
