@@ -19,7 +19,7 @@ from sliders.algebra.edit import Translation
 from sliders.algebra.lowrank import LowRank
 from sliders.algebra.slider import Slider
 from sliders.errors import SliderError
-from sliders.formats import tensors
+from sliders.formats import naming, tensors
 from sliders.formats.scaling import Scaling
 
 
@@ -60,23 +60,27 @@ def save(slider: Slider, file: Path) -> None:
 
 
 def load(file: Path) -> Slider:
-    """Read a slider, ours or any LoRA in diffusers' layout.
+    """Read a slider, ours or any LoRA in one of diffusers' layouts.
 
     Where the file says an alpha other than the rank (in its metadata or as ``.alpha`` keys), it is folded in here.
-    Layers of the text encoder may have the names that they had before transformers 5.
+    Layers of the text encoder may have the names that they had before transformers 5, and all those of `naming`.
 
     Raises:
         SliderError: the file is missing, corrupt, or holds something else; an ``alpha_pattern`` has other keys than
             modules' names.
     """
     metadata, state = tensors.read(file)
+    naming.check_layout(state, file)
+    names = naming.to_peft(state, file)
+    state = {names[key]: tensor for key, tensor in state.items()}
+    tensors.check_finite(state, file)
     downs = {key.removesuffix(".lora_A.weight"): key for key in state if key.endswith(".lora_A.weight")}
     if not downs:
-        raise SliderError(f"{file} holds no slider: no key ends in .lora_A.weight (diffusers' LoRA layout)")
+        raise SliderError(f"{file} holds no slider: no key ends in .lora_A.weight or .lora.down.weight (a LoRA's)")
     known = {f"{n}.{part}" for n in downs for part in ("lora_A.weight", "lora_B.weight", "alpha")}
     if foreign := sorted(set(state) - known):
         raise SliderError(f"{file} holds {foreign[0]!r}, which is not part of a LoRA in diffusers' layout")
-    config = _read_config(metadata, file)
+    config = _read_config(metadata, file, naming.of_one_component(names))
     scalings: dict[str, Scaling] = {}
     updates: dict[str, LowRank] = {}
     for name, key in downs.items():
@@ -99,17 +103,25 @@ def load(file: Path) -> Slider:
     return Slider(metadata.get("sliders.name", file.stem), Translation(updates), metadata)
 
 
-def _read_config(metadata: Mapping[str, str], file: Path) -> dict[str, dict[str, Any]]:
-    """PEFT's configuration of each component, as the client wrote them into the metadata."""
+def _read_config(metadata: Mapping[str, str], file: Path, component: str | None) -> dict[str, dict[str, Any]]:
+    """PEFT's configuration of each component, as the client wrote them into the metadata.
+
+    Args:
+        metadata: of the file.
+        file: for errors.
+        component: what the file is of, where its keys do not say.
+    """
     try:
         config = json.loads(metadata.get("lora_adapter_metadata", "{}"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SliderError(f"{file}: its lora_adapter_metadata is not JSON: {error}") from error
     if not isinstance(config, dict):
         raise SliderError(f"{file}: its lora_adapter_metadata is not a mapping")
     parted: dict[str, dict[str, Any]] = {}
     for key, value in config.items():
-        component, dot, what = key.partition(".")
+        of, dot, what = key.partition(".")
         if dot:
-            parted.setdefault(component, {})[what] = value
+            parted.setdefault(of, {})[what] = value
+        elif component is not None:
+            parted.setdefault(component, {})[key] = value
     return parted

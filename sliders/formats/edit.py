@@ -75,6 +75,7 @@ def load(file: Path) -> Slider | Partial:
         SliderError: the file is missing, corrupt, of another version, or holds something else.
     """
     metadata, state = tensors.read(file)
+    tensors.check_finite(state, file)
     if metadata.get("sliders.edit") != SCHEMA_VERSION:
         found = metadata.get("sliders.edit")
         raise SliderError(f"{file} is no edit of version {SCHEMA_VERSION}: its metadata says sliders.edit {found!r}")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sliders.algebra.slider import Hinge, Slider
 from sliders.errors import SliderError
-from sliders.files import write_text
+from sliders.files import read_json, write_text
 
 MANIFEST = "hinge.json"
 _SCHEMA = "sliders.hinge/1"
@@ -28,13 +28,18 @@ def sides(folder: Path) -> tuple[str, Path, Path]:
         SliderError: the manifest is malformed or names what is not there.
     """
     file = folder / MANIFEST
+    said = read_json(file, "manifest of a hinge")
     try:
-        said = json.loads(file.read_text(encoding="utf-8"))
         if said["schema"] != _SCHEMA:
             raise SliderError(f"{file} has the schema {said['schema']!r}; this version reads {_SCHEMA!r}")
-        found = str(said["name"]), folder / said["left"], folder / said["right"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        names = str(said["left"]), str(said["right"])
+        found = str(said["name"]), folder / names[0], folder / names[1]
+    except (KeyError, TypeError) as error:
         raise SliderError(f"{file} is not the manifest of a hinge: {error}") from error
+    if outside := [name for name in names if name in ("", ".", "..") or "\0" in name or set(name) & {"/", "\\"}]:
+        raise SliderError(
+            f"{file}: the side {outside[0][:80]!r} is no name of a file beside it; a hinge's sides lie there"
+        )
     if missing := [path for path in found[1:] if not path.exists()]:
         raise SliderError(f"{file} names {missing[0].name}, which is not there")
     return found

@@ -11,14 +11,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sliders.algebra.edit import Translation
 from sliders.algebra.lowrank import LowRank
 from sliders.algebra.slider import Slider
 from sliders.errors import SliderError
-from sliders.files import replacing_folder
+from sliders.files import read_json, replacing_folder
 from sliders.formats import tensors
 from sliders.formats.scaling import Scaling
 
@@ -90,13 +89,9 @@ def load(folder: Path) -> Slider:
     file, described = folder / WEIGHTS, folder / CONFIG
     if not file.is_file() or not described.is_file():
         raise SliderError(f"no slider in {folder}: a PEFT folder has {CONFIG} and {WEIGHTS}")
-    try:
-        config = json.loads(described.read_text(encoding="utf-8"))
-        with safe_open(file, "pt") as f:
-            metadata = dict(f.metadata() or {})
-            state = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118  (a safe_open is not iterable)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise SliderError(f"{folder} is not a readable PEFT folder: {error}") from error
+    config = read_json(described, "configuration")
+    metadata, state = tensors.read(file)
+    tensors.check_finite(state, file)
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         raise SliderError(f"{described} is not the configuration of a LoRA")
     more = {key: config.get(key) for key in ("use_dora", "alora_invocation_tokens")}
@@ -132,7 +127,7 @@ def load(folder: Path) -> Slider:
 def base_of(folder: Path) -> tuple[str, bool]:
     """The base model that a slider's configuration names, and whether its layers keep their weights transposed."""
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config = read_json(folder / CONFIG, "configuration")
         return str(config["base_model_name_or_path"]), bool(config.get("fan_in_fan_out", False))
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise SliderError(f"{folder / CONFIG} does not name a base model: {error}") from error

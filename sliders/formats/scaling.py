@@ -91,7 +91,16 @@ class Scaling:
         self._patterns = Patterns(config.get("alpha_pattern") or {}, f"{where}alpha_pattern")
 
     def __call__(self, module: str, rank: int, alpha: Tensor | None = None) -> float:
-        """The factor of a module."""
+        """The factor of a module.
+
+        Raises:
+            ValueError: what the file says is no finite number; also a TypeError, OverflowError or RuntimeError.
+        """
         common = self._config.get("lora_alpha", _PEFT_ALPHA) if self._config else rank
         value = float([*self._patterns.find(module), common][0] if alpha is None else alpha)
-        return value / (math.sqrt(rank) if self._config.get("use_rslora") else rank)
+        if not math.isfinite(value):
+            raise ValueError(f"alpha is {value}")
+        by_root = self._config.get("use_rslora", False)
+        if by_root not in (True, False, None):
+            raise ValueError(f"use_rslora is {str(by_root)[:40]!r}")
+        return value / (math.sqrt(rank) if by_root else rank)
