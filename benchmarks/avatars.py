@@ -25,7 +25,7 @@ from sliders.evaluation.report import Evaluation, evaluate_dial, write_report
 from sliders.evaluation.sampling import Sampling, sample_oracle
 from sliders.files import replacing, write_text
 from sliders.formats import diffusers as slider_file
-from sliders.formats.metadata import concept_of
+from sliders.formats.metadata import concept_of, number_of
 
 CONCEPTS = ("smile", "surprise", "glasses", "beard", "hair_length", "hair_darkness")
 DIALS = (-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0)
@@ -115,7 +115,7 @@ def main(
     folders = {name: train(name, runs) for name in CONCEPTS}
     for name, folder in folders.items():
         slider = slider_file.load(folder / f"{name}.safetensors")
-        concept, eta = concept_of(slider), float(slider.metadata["sliders.eta"])
+        concept, eta = concept_of(slider), number_of(slider, "sliders.eta")
         training = json.loads(slider.metadata["sliders.training"])
         evaluation_folder = folder / "evaluation"
         if (evaluation_folder / "line.txt").exists():

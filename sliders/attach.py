@@ -153,7 +153,10 @@ def check_names(dials: Sequence[Piecewise]) -> None:
     """
     names = [dial.name for dial in dials]
     if twice := {name for name in names if names.count(name) > 1}:
-        raise SliderError(f"two sliders are called {min(twice)!r}; give them different names")
+        raise SliderError(
+            f"two sliders are called {min(twice)!r}; load one under another name: NAME=PATH instead of its path, in "
+            "Python load(path, name=...)"
+        )
 
 
 @contextmanager

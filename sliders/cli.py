@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from jsonargparse import auto_cli
@@ -18,7 +18,7 @@ from sliders.attach import attach, baked, check_names
 from sliders.backbones.base import AbstractBackbone, DiffusionBackbone
 from sliders.backbones.causal_lm import CausalLMBackbone
 from sliders.cli_algebra import compose
-from sliders.cli_defaults import BASE, JUDGE, LANGUAGE, one_each
+from sliders.cli_defaults import BASE, JUDGE, LANGUAGE, listed, one_each, some
 from sliders.cli_demo import demo
 from sliders.cli_edit import edit_commands
 from sliders.cli_explain import explain
@@ -35,17 +35,18 @@ from sliders.evaluation.sampling import Sampling, Scene, sample, sample_oracle, 
 from sliders.evaluation.text import Speaking
 from sliders.fetch import fetch as fetch_model
 from sliders.files import replacing
-from sliders.formats.metadata import check_base, concept_of
-
-T = TypeVar("T")
+from sliders.formats.given import Given, given
+from sliders.formats.metadata import check_base, concept_of, number_of
 
 # What a dial may move beside its concept, in mean probability of any other attribute: at the dial's ends, and at twice.
 DRIFT_AT_1, DRIFT_AT_2 = 0.08, 0.12
 
 
-def _load(files: Sequence[Path], backbone: AbstractBackbone, any_base: bool) -> list[NamedDial]:
+def _load(files: Sequence[Given], backbone: AbstractBackbone, any_base: bool) -> list[NamedDial]:
+    """The sliders, and then the model, which takes longer to read."""
+    loaded = [file.load() for file in files]
+    check_names(loaded)
     backbone.load()
-    loaded = [formats.load_dial(file) for file in files]
     for slider in loaded:
         if not any_base:
             check_base(slider, backbone.fingerprint(), backbone.base_model)
@@ -57,17 +58,6 @@ def _check_picture(out: Path) -> None:
     known = Image.registered_extensions()
     if known.get(out.suffix.lower()) not in Image.SAVE:
         raise SliderError(f"--out is {out}; give a file that ends as a picture's does, such as .png")
-
-
-def _some(flag: str, values: T | list[T]) -> list[T]:
-    """What a flag lists, which is something."""
-    if not (listed := _listed(values)):
-        raise SliderError(f"{flag} is empty; give at least one")
-    return listed
-
-
-def _listed(values: T | list[T] | None) -> list[T]:
-    return [] if values is None else values if isinstance(values, list) else [values]
 
 
 def _positions(sliders: Sequence[NamedDial], dial: float | list[float]) -> dict[str, float]:
@@ -111,7 +101,7 @@ def preview(
     concept: Path,
     backbone: DiffusionBackbone = BASE,
     judge: Path | None = JUDGE,
-    amounts: list[float] | None = None,
+    amounts: float | list[float] | None = None,
     pictures: int = 32,
     sampling: Sampling | None = None,
     out: Path | None = None,
@@ -135,7 +125,7 @@ def preview(
     """
     what = Concept.load(concept).worded("text" if text else "image")
     out = out or Path("runs") / "preview" / what.name
-    one_side = sorted(amounts or ([0.5, 1, 2, 3] if text else [0.5, 1, 2, 3, 4, 6, 8]))
+    one_side = sorted(listed(amounts) or ([0.5, 1, 2, 3] if text else [0.5, 1, 2, 3, 4, 6, 8]))
     if one_side[0] <= 0:
         raise SliderError(f"--amounts has {one_side[0]:g}; give amounts above 0, each is sampled on both sides")
     both = [-a for a in reversed(one_side)] + [0.0, *one_side]
@@ -179,7 +169,7 @@ def generate(
 
     Args:
         prompt: one, or a list; a row of the grid each.
-        slider: a slider file, or a list; none shows the base alone.
+        slider: a slider file, or NAME=FILE to call it otherwise, or a list; none shows the base alone.
         dial: where to turn it; a list for several sliders.
         seed: of the noise, one or a list; a pair of columns each.
         backbone: the model.
@@ -190,11 +180,12 @@ def generate(
         language: the language model.
         speaking: length and temperature of the responses.
     """
-    prompts, seeds = _some("prompt", prompt), _some("--seed", seed)
+    prompts, seeds, files = some("prompt", prompt), some("--seed", seed), given(slider, "--slider")
+    one_each(dial, files)
     if not text:
         _check_picture(out)
     used = language if text else backbone
-    loaded = _load(_listed(slider), used, any_base)
+    loaded = _load(files, used, any_base)
     positions = _positions(loaded, dial)
     if text:
         cli_text.generate(language, prompts, loaded, positions, seeds, speaking or Speaking(tokens=96))
@@ -218,7 +209,7 @@ def evaluate(
     backbone: DiffusionBackbone = BASE,
     concept: Path | None = None,
     judge: Path | None = JUDGE,
-    dials: list[float] | None = None,
+    dials: float | list[float] | None = None,
     pictures: int = 64,
     sampling: Sampling | None = None,
     oracle: bool = False,
@@ -231,7 +222,7 @@ def evaluate(
     """Measure a slider on held-out prompts: effect, drift, straightness; JSON, a table and plots.
 
     Args:
-        slider: the slider's file; the folder of one for a language model.
+        slider: the slider's file; the folder of one for a language model; or NAME= before either.
         backbone: the model.
         concept: a concept's YAML file, where the slider's own metadata does not say or something else is asked.
         judge: of pictures: file of the attribute judge.
@@ -246,17 +237,18 @@ def evaluate(
         language: the language model.
         speaking: how it answers.
     """
-    positions = sorted({0.0, *(dials if dials is not None else [-2, -1.5, -1, -0.5, 0.5, 1, 1.5, 2])})
+    positions = sorted({0.0, *(listed(dials) if dials is not None else [-2, -1.5, -1, -0.5, 0.5, 1, 1.5, 2])})
     what = Concept.load(concept) if concept else None
-    folder = out or _evaluation(slider)
-    if formats.all_of_language([slider]):
-        spoken = _load([slider], language, any_base)[0]
+    files = given(slider, "slider")
+    folder = out or _evaluation(files[0].path)
+    if formats.all_of_language([file.path for file in files]):
+        spoken = _load(files, language, any_base)[0]
         cli_text.evaluate(language, spoken, what, positions, pictures, speaking or Speaking(), folder)
         return
-    loaded = _load([slider], backbone, any_base)[0]
+    loaded = _load(files, backbone, any_base)[0]
     what = (what or concept_of(loaded)).worded("image")
     reader = load_judge(judge, what) if judge else None
-    strength = eta if eta is not None else float(loaded.metadata.get("sliders.eta", 1.0))
+    strength = eta if eta is not None else number_of(loaded, "sliders.eta", 1.0)
     with attach(backbone, [loaded]) as attached:
         evaluation = evaluate_dial(
             backbone,
@@ -292,15 +284,16 @@ def bake(
     """Write a whole model with sliders or edits merged into it; the dials are gone then.
 
     Args:
-        slider: a slider or edit, or a list.
+        slider: a slider or edit, or a list; NAME= before one calls it otherwise.
         out: folder of the new model.
         dial: where to merge it; a list for several sliders.
         backbone: the model of pictures.
         any_base: load sliders that were made for another base.
         language: the language model, for sliders of one.
     """
-    files = _listed(slider)
-    model = language if formats.all_of_language(files) else backbone
+    files = given(slider, "slider")
+    one_each(dial, files)
+    model = language if formats.all_of_language([file.path for file in files]) else backbone
     loaded = _load(files, model, any_base)
     positions = _positions(loaded, dial)
     total = sum((one.at(positions[one.name]) for one in loaded), Translation({}))

@@ -17,7 +17,8 @@ from sliders.cli_defaults import one_each
 from sliders.console import say
 from sliders.errors import SliderError, check_at_least_1
 from sliders.evaluation.plots import dial_label
-from sliders.formats.metadata import check_one_base, describe_composed
+from sliders.formats.given import given
+from sliders.formats.metadata import check_name, check_one_base, describe_composed
 
 How = Literal["sum", "compress", "orthogonalise", "ties", "dare", "knots", "hinge"]
 
@@ -90,7 +91,7 @@ def merge(parts: Sequence[tuple[Slider | Hinge, float]], how: How, by: Merging) 
 
 
 def compose(
-    slider: list[Path],
+    slider: Path | list[Path],
     out: Path,
     dial: float | list[float] = 1.0,
     how: How = "sum",
@@ -106,7 +107,7 @@ def compose(
     manifest, which the other commands of this package take as one dial and other programs as two sliders.
 
     Args:
-        slider: slider files (folders of language models), or hinges.
+        slider: slider files (folders of language models), or hinges; NAME= before one calls it otherwise.
         out: what to write: a .safetensors file; a folder for a language model and for a hinge.
         dial: where each stands; a list for several.
         how: to put them together.
@@ -114,22 +115,23 @@ def compose(
         name: of the result; that of its file unless given.
         any_base: compose sliders that were made for different bases.
     """
-    dials = one_each(dial, slider)
-    if not slider:
+    if not (files := given(slider, "slider")):
         raise SliderError("there is nothing to compose; give at least one slider")
-    parts = [_composable(formats.load_dial(path), path) for path in slider]
+    dials, paths, called = one_each(dial, files), [file.path for file in files], name or out.stem
+    check_name(called, "--name" if name else f"--out {out}: the name")
+    parts = [_composable(file.load(), file.path) for file in files]
     if not any_base:
         check_one_base(parts)
-    called, by = name or out.stem, merging or Merging()
+    by = merging or Merging()
     if how == "orthogonalise" and len(parts) < 2:
         raise SliderError("--how orthogonalise keeps the first slider clear of the others; give at least two")
     said: dict[str, Any] = {"how": how, **{key: getattr(by, key) for key in _ASKED.get(how, ())}}
     said["parts"] = [
         {"name": part.name, "dial": position, "file": path.name, "sha256": _hash(path)}
-        for part, position, path in zip(parts, dials, slider, strict=True)
+        for part, position, path in zip(parts, dials, paths, strict=True)
     ]
     if how == "hinge":
-        formats.save_like(_hinge(called, parts, dials, said), out, slider)
+        formats.save_like(_hinge(called, parts, dials, said), out, paths)
         say(
             f"hinge   {out}",
             f"below 0 it is {parts[0].name}, above 0 {parts[1].name}. No single LoRA bends at 0: the folder holds two, "
@@ -142,7 +144,7 @@ def compose(
     known = parts[0].metadata if how == "orthogonalise" else {}
     known = {key: value for key, value in known.items() if key != "sliders.effect"}  # measured of the whole slider
     result = Slider(called, kept, {**known, **describe_composed(called, said, parts)})
-    formats.save_like(result, out, slider)
+    formats.save_like(result, out, paths)
     say(_table(result, made, said), f"slider  {out}")
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 from sliders.backbones.causal_lm import CausalLMBackbone
 from sliders.backbones.sdxl import SDXLBackbone
 from sliders.backbones.unet import UNetBackbone
-from sliders.cli_defaults import AVATARS, JUDGE, LANGUAGE
+from sliders.cli_defaults import AVATARS, JUDGE, LANGUAGE, listed
 from sliders.console import say
 from sliders.errors import SliderError
 
@@ -17,7 +17,7 @@ _FAMILIES: Mapping[str, type[UNetBackbone]] = {"sd": UNetBackbone, "sdxl": SDXLB
 def demo(
     model: str = str(AVATARS / "model"),
     family: Literal["sd", "sdxl"] = "sd",
-    sliders: list[Path] | None = None,
+    sliders: Path | list[Path] | None = None,
     language: CausalLMBackbone = LANGUAGE,
     judge: Path | None = None,
     host: str = "127.0.0.1",
@@ -32,8 +32,8 @@ def demo(
     Args:
         model: folder or hub name of a diffusers pipeline; the embedded model unless given.
         family: of the pipeline.
-        sliders: files of sliders of pictures, folders of language, and files of edits of either; the sliders in the
-            repository, and those that were trained into runs/, unless given.
+        sliders: files of sliders of pictures, folders of language, and files of edits of either, NAME= before one to
+            call it otherwise; the sliders in the repository, and those that were trained into runs/, unless given.
         language: the language model, which is read when the Text tab is first used.
         judge: file of the attribute judge, for dose and response; that of the embedded model unless given.
         host: address to listen on; 0.0.0.0 for all that reach this machine (give --auth then).
@@ -53,6 +53,8 @@ def demo(
 
     if judge is None and model == str(AVATARS / "model"):
         judge = JUDGE
-    session = open_session(_FAMILIES[family](model), language, sliders, out, judge, upload_mb)
+    session = open_session(
+        _FAMILIES[family](model), language, None if sliders is None else listed(sliders), out, judge, upload_mb
+    )
     say(f"sliders {', '.join([*session.images.opening, *session.texts.opening]) or 'none'}")
     launch(session, host, port, auth, queue, ready=lambda url: say(f"page    {url}"))

@@ -16,6 +16,7 @@ from sliders.console import say
 from sliders.editors.base import Editor
 from sliders.errors import SliderError
 from sliders.formats import edit as edit_file
+from sliders.formats.metadata import check_name
 
 
 def methods() -> dict[str, type[Editor]]:
@@ -73,6 +74,7 @@ def fit(editor: Editor, backbone: AbstractBackbone, name: str, out: Path | None,
         SliderError: the model is of another kind, the file has another ending than an edit's, or the edit does more
             than a slider can.
     """
+    check_name(name, "--name")
     editor.check(backbone)
     file = out or Path("runs") / "edits" / f"{name}.safetensors"
     if not lora:

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from sliders import formats
 from sliders.algebra.slider import Hinge, NamedDial, Slider
+from sliders.attach import check_names
 from sliders.backbones.base import AbstractBackbone
 from sliders.backbones.causal_lm import CausalLMBackbone
 from sliders.backbones.sdxl import SDXLBackbone
@@ -14,13 +14,14 @@ from sliders.evaluation.explain_study import Effort, changes_of, study
 from sliders.fetch import FETCHED, fetch
 from sliders.formats import peft
 from sliders.formats.checkpoint import Checkpoint, differences, is_checkpoint
+from sliders.formats.given import Given, given
 from sliders.formats.metadata import check_base
 
 
 def explain(
     update: Path,
     base: Path | None = None,
-    library: list[Path] | None = None,
+    library: Path | list[Path] | None = None,
     run: bool = True,
     words: int = 400,
     out: Path = Path("runs/explain"),
@@ -35,22 +36,25 @@ def explain(
         update: a slider, an edit, a PEFT folder, or the folder of a whole model to compare with the base.
         base: folder of the model before the update; what the update's file names unless given.  Without one its kind
             and its place in the weights cannot be judged.
-        library: known sliders to compare the update with.
+        library: known sliders to compare the update with; NAME= before one calls it otherwise.
         run: load the base and ask it what the update reads and writes.
         words: at most so many are tried.
         out: folder for what is written.
         any_base: explain an update that was made for another base.
     """
+    (one,) = given(update, "update")
+    update = one.path
     if is_checkpoint(update):
         if base is None:
             raise SliderError(f"{update} is a whole model; give the one before the update with --base")
         dial, before = None, _checkpoint(base)
         changes, others = differences(before, Checkpoint(update))
     else:
-        dial, others = formats.load_dial(update), {}
+        dial, others = one.load(), {}
         before = _base_of(update, dial, base)
         changes = changes_of(dial, before.layer if before else None)
-    known = [_library(path) for path in library or []]
+    known = [_library(file) for file in given(library, "--library")]
+    check_names(known)
     backbone = _backbone(before) if run and before else None
     if backbone is not None:
         backbone.load()
@@ -82,10 +86,10 @@ def _base_of(update: Path, dial: NamedDial, base: Path | None) -> Checkpoint | N
     return _checkpoint(Path(named)) if there else None
 
 
-def _library(path: Path) -> Slider:
-    dial = formats.load_dial(path)
+def _library(file: Given) -> Slider:
+    dial = file.load()
     if not isinstance(dial, Slider):
-        raise SliderError(f"{path} in --library is no slider; only sliders have one update to compare with")
+        raise SliderError(f"{file.path} in --library is no slider; only sliders have one update to compare with")
     return dial
 
 

@@ -9,6 +9,7 @@ from sliders.cli_defaults import LANGUAGE
 from sliders.console import say
 from sliders.errors import SliderError
 from sliders.formats import gguf
+from sliders.formats.given import given
 from sliders.formats.metadata import check_base
 
 
@@ -16,16 +17,18 @@ def export(slider: Path, out: Path, language: CausalLMBackbone = LANGUAGE, any_b
     """Write a slider of a language model as a GGUF file, which llama.cpp loads with its dial.
 
     Args:
-        slider: the slider's folder.
+        slider: the slider's folder; NAME= before it calls it otherwise.
         out: the .gguf file to write.
         language: the language model.
         any_base: export a slider that was made for another base.
     """
     if out.suffix != ".gguf":
         raise SliderError(f"--out is {out}; give a file that ends with .gguf")
+    (one,) = given(slider, "slider")
+    slider = one.path
     if not formats.all_of_language([slider]):
         raise SliderError(f"{slider} is for pictures; its file is what diffusers and others load already")
-    loaded = formats.load_dial(slider)
+    loaded = one.load()
     if not isinstance(loaded, Slider):
         raise SliderError(
             f"{slider} is a hinge, and llama.cpp's dial has no bend; export its two sides apart"

@@ -9,7 +9,7 @@ from sliders.algebra.slider import NamedDial, Slider
 from sliders.attach import check_names
 from sliders.backbones.base import DiffusionBackbone
 from sliders.backbones.causal_lm import CausalLMBackbone
-from sliders.cli_defaults import BASE, LANGUAGE
+from sliders.cli_defaults import BASE, LANGUAGE, listed
 from sliders.console import say
 from sliders.errors import SliderError
 from sliders.evaluation import laws_study
@@ -17,17 +17,18 @@ from sliders.evaluation.laws_report import LawsReport
 from sliders.evaluation.sampling import Sampling
 from sliders.evaluation.stages import Stage, stage_for
 from sliders.evaluation.text import Speaking
+from sliders.formats.given import given
 from sliders.formats.metadata import check_base
 from sliders.training.order import config_of, fit_again
 
 
 def laws(
-    slider: list[Path],
+    slider: Path | list[Path],
     level: Literal["weights", "fitting", "behaviour"] = "behaviour",
-    twin: list[Path] | None = None,
+    twin: Path | list[Path] | None = None,
     backbone: DiffusionBackbone = BASE,
     language: CausalLMBackbone = LANGUAGE,
-    prompts: list[str] | None = None,
+    prompts: str | list[str] | None = None,
     scenes: int = 12,
     sampling: Sampling | None = None,
     speaking: Speaking | None = None,
@@ -43,7 +44,7 @@ def laws(
     predicted.  ``fitting`` trains each pair in both orders, by the configurations beside the sliders' files.
 
     Args:
-        slider: slider files or hinges of one base.
+        slider: slider files or hinges of one base; NAME= before one calls it otherwise.
         level: of the laws.
         twin: for behaviour: each slider trained with another seed, in the same order; they are the null.
         backbone: the model of pictures.
@@ -58,22 +59,24 @@ def laws(
         out: folder for `laws.json`, `laws.html` and what is trained.
         any_base: load sliders that were made for another base.
     """
-    dials, twins = [formats.load_dial(path) for path in slider], [formats.load_dial(path) for path in twin or []]
+    files, others = given(slider, "slider"), given(twin, "--twin")
+    paths = [file.path for file in files]
+    dials, twins = [file.load() for file in files], [file.load() for file in others]
     if twins and len(twins) != len(dials):
         raise SliderError(f"--twin has {len(twins)} files for {len(dials)} sliders; give one each, in the same order")
     check_names(dials)
-    used = language if formats.all_of_language([*slider, *(twin or [])]) else backbone
+    used = language if formats.all_of_language([*paths, *(other.path for other in others)]) else backbone
     used.load()
     for dial in [] if any_base else [*dials, *twins]:
         check_base(dial, used.fingerprint(), used.base_model)
     if level == "weights":
         report = laws_study.weights(used, dials)
     else:
-        stage = stage_for(used, dials, scenes, prompts, sampling, speaking)
+        stage = stage_for(used, dials, scenes, listed(prompts) or None, sampling, speaking)
         if level == "behaviour":
             report = laws_study.behaviour(stage, dials, dict(zip((dial.name for dial in dials), twins, strict=False)))
         else:
-            report = _fitting(stage, slider, dials, out, seeds, steps)
+            report = _fitting(stage, paths, dials, out, seeds, steps)
     report.write(out)
     say(*[section.table() for section in report.sections if section.rows], f"report  {out / 'laws.html'}")
 

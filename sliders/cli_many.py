@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from rich.table import Table
 
+from sliders.cli_defaults import listed
 from sliders.console import say
 from sliders.errors import SliderError
 from sliders.training.many import Run, Worker, find_configs, launch, plan
@@ -28,7 +29,7 @@ def train_many(
     threads: int | None = None,
     minutes: int = 240,
     partition: str | None = None,
-    overrides: list[str] | None = None,
+    overrides: str | list[str] | None = None,
 ) -> None:
     """Train several sliders; those on one base model share it, and what is finished is not trained again.
 
@@ -46,8 +47,8 @@ def train_many(
     """
     if workers < 1:
         raise SliderError(f"--workers is {workers}; it must be at least 1")
-    files = find_configs(configs if isinstance(configs, list) else [configs])
-    planned = list({run.key: run for run in (plan(file, runs, overrides or []) for file in files)}.values())
+    files = find_configs(listed(configs))
+    planned = list({run.key: run for run in (plan(file, runs, listed(overrides)) for file in files)}.values())
     open_ones = [run for run in planned if run.done is None]
     workers = min(workers, len(open_ones))
     if workers == 1 and cluster is None:

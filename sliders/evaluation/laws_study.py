@@ -25,7 +25,7 @@ from sliders.evaluation.laws_report import (
     scatter_figure,
 )
 from sliders.evaluation.stages import Behaviour, Stage
-from sliders.formats.metadata import concept_of
+from sliders.formats.metadata import concept_of, number_of
 
 Fit = Callable[[str, int, Slider | None], Slider]
 """Trains the named slider with a seed, on the base with another one where there is one."""
@@ -133,7 +133,7 @@ def behaviour(stage: Stage, dials: Sequence[NamedDial], twins: Mapping[str, Name
 def _oracles(told: Behaviour, dials: Sequence[NamedDial], twins: Mapping[str, str]) -> list[Measured]:
     """Of each slider that says its concept and eta, of all pairs, and of all together."""
     known = {d.name: d for d in dials if {"sliders.concept", "sliders.eta"} <= d.metadata.keys()}
-    amounts = {name: (name, concept_of(dial), float(dial.metadata["sliders.eta"])) for name, dial in known.items()}
+    amounts = {name: (name, concept_of(dial), number_of(dial, "sliders.eta")) for name, dial in known.items()}
     sets = [list(c) for size in (1, 2) for c in itertools.combinations(known, size)]
     sets += [list(known)] if len(known) > 2 else []
     return [oracle_gap(told, [amounts[n] for n in names], twins, dict.fromkeys(names, 1.0)) for names in sets]
@@ -215,7 +215,7 @@ def _refitted(stage: Stage, a: Slider, b: Slider, b_on_a: Slider, a_on_b: Slider
     """The oracle gap of both, fitted apart and in either order; nothing where the concepts are not known."""
     if any(not {"sliders.concept", "sliders.eta"} <= slider.metadata.keys() for slider in (a, b)):
         return []
-    amounts = [(str(k), concept_of(s), float(s.metadata["sliders.eta"])) for k, s in enumerate((a, b))]
+    amounts = [(str(k), concept_of(s), number_of(s, "sliders.eta")) for k, s in enumerate((a, b))]
     rows = []
     ways = {"apart": (a, b), f"{b.name} on {a.name}": (a, b_on_a), f"{a.name} on {b.name}": (a_on_b, b)}
     for how, pair in ways.items():

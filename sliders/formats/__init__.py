@@ -1,37 +1,58 @@
 """Files of dials: `diffusers` for pictures, `peft` for language, `hinge` for two on one dial, `edit` for any edit."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from sliders.algebra.slider import Hinge, NamedDial, Slider
 from sliders.errors import SliderError
 
 
-def load(path: Path) -> Slider:
+def load(path: Path, name: str | None = None) -> Slider:
     """Read a slider: a PEFT folder, or a safetensors file in diffusers' layout.
 
+    Args:
+        path: of the folder or the file.
+        name: what to call it; what the file says unless given.
+
     Raises:
-        SliderError: it is neither.
+        SliderError: it is neither, or its name cannot be one.
     """
     from sliders.formats import diffusers, peft
 
-    return peft.load(path) if path.is_dir() else diffusers.load(path)
+    found = peft.load(path) if path.is_dir() else diffusers.load(path)
+    return replace(found, name=_called(found, path, name))
 
 
-def load_dial(path: Path) -> NamedDial:
+def load_dial(path: Path, name: str | None = None) -> NamedDial:
     """Read a slider, a hinge or an edit.
 
+    Args:
+        path: of its file or folder.
+        name: what to call it; what the file says unless given.
+
     Raises:
-        SliderError: it is none of these.
+        SliderError: it is none of these, or its name cannot be one.
     """
     from sliders.formats import edit, hinge
 
     if edit.is_edit(path):
-        return edit.load(path)
-    if not hinge.is_hinge(path):
-        return load(path)
-    name, left, right = hinge.sides(path)
-    return Hinge(name, load(left), load(right))
+        found = edit.load(path)
+    elif hinge.is_hinge(path):
+        called, left, right = hinge.sides(path)
+        found = Hinge(called, load(left), load(right))
+    else:
+        return load(path, name)
+    return replace(found, name=_called(found, path, name))
+
+
+def _called(found: NamedDial, path: Path, name: str | None) -> str:
+    """The name that was given, or the file's, which may be a stranger's and name a place of this machine."""
+    from sliders.formats.metadata import check_name
+
+    if name is None:
+        check_name(found.name, f"{path} cannot be called as it says; load it as NAME={path}: its name")
+    return found.name if name is None else name
 
 
 def of_language(path: Path) -> bool:

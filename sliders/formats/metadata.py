@@ -6,6 +6,7 @@ words of the ModelSpec standard.
 
 import datetime
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -72,6 +73,43 @@ def describe_composed(name: str, made: Mapping[str, Any], parts: Sequence[NamedD
         if len(found) == 1:
             said[key] = found.pop()
     return said
+
+
+def check_name(name: str, where: str) -> None:
+    """Refuse a name that could lead out of a folder when a file is called by it.
+
+    Args:
+        name: of a slider or an edit.
+        where: it is said, for errors.
+
+    Raises:
+        SliderError: it is empty, longer than a file's name may be, hidden, more than one line, or has a slash.
+    """
+    if not 0 < len(name) <= 150 or name.startswith(".") or not name.isprintable() or set(name) & {"/", "\\"}:
+        raise SliderError(f"{where} is {name[:80]!r}; a name is one line without slashes, and no dot begins it")
+
+
+def number_of(dial: NamedDial, key: str, otherwise: float | None = None) -> float:
+    """A number of the metadata.
+
+    Args:
+        dial: whose.
+        key: such as ``sliders.eta``.
+        otherwise: where the metadata does not have the key.
+
+    Raises:
+        SliderError: it is none that is finite, or is not there and there is no other.
+    """
+    if key not in dial.metadata and otherwise is not None:
+        return otherwise
+    said = dial.metadata.get(key)
+    try:
+        number = float(said or "")
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise SliderError(f"slider {dial.name!r}: {key} in its metadata is {str(said)[:40]!r}, which is no number")
+    return number
 
 
 def check_one_base(parts: Sequence[NamedDial]) -> None:

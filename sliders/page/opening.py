@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sliders import formats
+from sliders.attach import check_names
 from sliders.backbones.base import DiffusionBackbone
 from sliders.backbones.causal_lm import CausalLMBackbone
 from sliders.errors import SliderError
+from sliders.formats.given import given
 from sliders.formats.metadata import check_base
 from sliders.page.library import SHIPPED, Library, find, load_opening
 from sliders.page.safety import MEGABYTE, Shelf
@@ -26,8 +28,8 @@ def open_session(
     Args:
         backbone: the model of pictures.
         language: the language model.
-        sliders: files of pictures, folders of language, and edits of either; None takes the sliders in the repository,
-            and of those in runs/ which were trained for these models.
+        sliders: files of pictures, folders of language, and edits of either, NAME= before one to call it otherwise;
+            None takes the sliders in the repository, and of those in runs/ which were trained for these models.
         folder: for everything that is written.
         judge: file of the attribute judge; None for none.
         megabytes: of the largest file that can be uploaded.
@@ -43,8 +45,12 @@ def open_session(
         images = load_opening(find(SHIPPED["image"]), {"sliders.base_fingerprint": fingerprint})
         texts = load_opening(find(SHIPPED["text"]), {"sliders.base_model": language.base_model})
     else:
-        images = load_opening([path for path in sliders if not formats.of_language(path)])
-        texts = load_opening([path for path in sliders if formats.of_language(path)])
+        files = given(sliders, "--sliders")
+        spoken = [formats.of_language(one.path) for one in files]
+        loaded = [one.load() for one in files]
+        check_names(loaded)
+        images = [dial for dial, text in zip(loaded, spoken, strict=True) if not text]
+        texts = [dial for dial, text in zip(loaded, spoken, strict=True) if text]
         for dial in images:
             check_base(dial, fingerprint, backbone.base_model)
     most_bytes = round(megabytes * MEGABYTE)

@@ -40,15 +40,15 @@ def read(file: Path) -> Slider | Partial:
         raise SliderError(
             f"{name} cannot be read: it is cut off, damaged, or something else with the ending .safetensors"
         ) from None
+    called = clean_name(metadata.get("sliders.name") or file.stem)
     adapter = any(key.startswith(_LANGUAGE) for key in keys)
     try:
-        dial = _read_adapter(file, metadata, ranks) if adapter else formats.load_dial(file)
+        dial = _read_adapter(file, metadata, ranks) if adapter else formats.load_dial(file, called)
     except SliderError as error:
         raise SliderError(str(error).replace(str(file), name)) from None
     assert not isinstance(dial, Hinge)  # which is a folder
     if not _is_finite(dial):
         raise SliderError(f"{name} holds numbers that are infinite or no numbers; a picture of it would be empty")
-    called = clean_name(dial.name if dial.metadata.get("sliders.name") else file.stem)
     return replace(dial, name=called, metadata=_believed(metadata))
 
 
