@@ -180,10 +180,10 @@ def generate(
         language: the language model.
         speaking: length and temperature of the responses.
     """
-    prompts, seeds, files = some("prompt", prompt), some("--seed", seed), given(slider, "--slider")
-    one_each(dial, files)
+    prompts, seeds = some("prompt", prompt), some("--seed", seed)
     if not text:
         _check_picture(out)
+    one_each(dial, files := given(slider, "--slider"))
     used = language if text else backbone
     loaded = _load(files, used, any_base)
     positions = _positions(loaded, dial)

@@ -49,6 +49,6 @@ def _parsed(said: Path, flag: str) -> Given:
     name, sign, rest = str(said).partition("=")
     path = Path(rest) if sign and rest else said
     if not path.exists():
-        raise SliderError(f"{flag}: there is no slider at {path}")
+        raise SliderError(f"no slider file at {path}")
     check_name(name, f"{flag} {said}: the name before '='")
     return Given(path, name)

@@ -56,7 +56,7 @@ def check_finite(state: Mapping[str, Tensor], file: Path) -> None:
     """
     for key, tensor in state.items():
         if tensor.is_floating_point() and not bool(widened(tensor).isfinite().all()):
-            raise SliderError(f"{file}: {key!r} holds numbers that are infinite or none; the file is damaged")
+            raise SliderError(f"{file}: {key!r} holds numbers that are infinite or no numbers; the file is damaged")
 
 
 def not_safetensors(file: Path, error: Exception) -> SliderError:

@@ -10,7 +10,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from sliders import formats
-from sliders.algebra.slider import Hinge, Partial, Piecewise, Slider
+from sliders.algebra.slider import Hinge, Partial, Slider
 from sliders.attach import attach
 from sliders.backbones.base import AbstractBackbone
 from sliders.concept import Concept
@@ -47,15 +47,7 @@ def read(file: Path) -> Slider | Partial:
     except SliderError as error:
         raise SliderError(str(error).replace(str(file), name)) from None
     assert not isinstance(dial, Hinge)  # which is a folder
-    if not _is_finite(dial):
-        raise SliderError(f"{name} holds numbers that are infinite or no numbers; a picture of it would be empty")
     return replace(dial, name=called, metadata=_believed(metadata))
-
-
-def _is_finite(dial: Piecewise) -> bool:
-    elements = [element for piece in dial.pieces() for element in piece.edit.elements().values()]
-    parts = [part for element in elements for part in (element.left, element.right, element.shift)]
-    return all(bool(factor.isfinite().all()) for part in parts for factor in (part.A, part.B))
 
 
 def _read_adapter(file: Path, metadata: Mapping[str, str], ranks: Mapping[str, int]) -> Slider:

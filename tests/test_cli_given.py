@@ -1,0 +1,53 @@
+"""Every flag of kind list takes one value as well as a list of one."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonargparse import ArgumentParser
+
+from sliders import cli
+from sliders.cli_algebra import compose
+from sliders.cli_defaults import listed
+from sliders.cli_demo import demo
+from sliders.cli_explain import explain
+from sliders.cli_laws import laws
+from sliders.cli_many import train_many
+
+PLACE = "NAME=data/avatars/sliders/smile.safetensors"
+FLAGS: list[tuple[Callable[..., Any], list[str], str, str, Any]] = [
+    (cli.preview, ["c.yaml"], "amounts", "2", 2.0),
+    (cli.generate, ["a person"], "slider", PLACE, Path(PLACE)),
+    (cli.generate, ["a person"], "seed", "3", 3),
+    (cli.generate, ["a person"], "dial", "2", 2.0),
+    (cli.evaluate, ["s"], "dials", "2", 2.0),
+    (cli.bake, ["s", "out"], "dial", "2", 2.0),
+    (compose, ["s", "out"], "dial", "2", 2.0),
+    (laws, ["s"], "twin", PLACE, Path(PLACE)),
+    (laws, ["s"], "prompts", "a", "a"),
+    (explain, ["s"], "library", PLACE, Path(PLACE)),
+    (train_many, ["s"], "overrides", "--trainer.max_steps=50", "--trainer.max_steps=50"),
+    (demo, [], "sliders", PLACE, Path(PLACE)),
+]
+
+
+def parsed(command: Callable[..., Any], arguments: list[str]) -> Any:
+    """The values that a command gets."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_function_arguments(command, as_positional=True)
+    return parser.parse_args(arguments)
+
+
+@pytest.mark.parametrize(("command", "arguments", "flag", "text", "value"), FLAGS)
+def test_one_and_a_list_of_one(
+    command: Callable[..., Any], arguments: list[str], flag: str, text: str, value: Any
+) -> None:
+    for given in (text, f'["{text}"]' if isinstance(value, str) else f"[{text}]"):
+        assert listed(parsed(command, [*arguments, f"--{flag}={given}"])[flag]) == [value]
+
+
+@pytest.mark.parametrize(("command", "out"), [(cli.bake, ["out"]), (compose, ["out"]), (laws, [])])
+def test_sliders_that_are_arguments(command: Callable[..., Any], out: list[str]) -> None:
+    for given in (PLACE, f"[{PLACE}]"):
+        assert listed(parsed(command, [given, *out])["slider"]) == [Path(PLACE)]
