@@ -44,6 +44,11 @@ OVER: dict[str, dict[str, Any]] = {
         "topk_group": 1,
     },
     "falcon_h1": {**_MAMBA2, "mamba_d_ssm": 32},
+    "gemma3": {
+        "text_config": {**_SIZES, "vocab_size": 356, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None},
+        "vision_config": {**_SIZES, "image_size": 8, "patch_size": 4},
+        "mm_tokens_per_image": 4,
+    },
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 8},
     "granitemoehybrid": {**_MAMBA2, "layer_types": ["mamba", "attention"]},
     "jamba": {"mamba_d_state": 4, "mamba_dt_rank": 2, "attn_layer_period": 2, "attn_layer_offset": 1},

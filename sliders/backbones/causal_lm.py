@@ -30,11 +30,14 @@ _ATTENTION = r"\w*(attn|attention)\."
 _MLP = r"(\w*mlp\w*|\w*feed_forward\w*|ffn|\w*moe|fc1|fc2)(\.|$)"
 
 
-def _blocks_of(lm: Any) -> list[tuple[str, int]]:
-    """The names of a model's blocks with their numbers, in order."""
+def _blocks_of(lm: Any, able: Abilities) -> list[tuple[str, int]]:
+    """The names of a model's blocks with their numbers, in order; not those of what it sees pictures with."""
     matches = (_BLOCK.match(f"lm.{name}.") for name, _ in lm.named_modules())
     found = {(match[0].removeprefix("lm.").rstrip("."), int(match[2])) for match in matches if match}
-    return sorted(found, key=lambda block: block[1])
+    used = [name for name in editable_modules(lm) if name not in able.unfit]
+    stacks = {name.rpartition(".")[0] for name, _ in found}
+    stacks = {stack for stack in stacks if any(name.startswith(f"{stack}.") for name in used)}
+    return sorted((b for b in found if b[0].rpartition(".")[0] in stacks), key=lambda block: block[::-1])
 
 
 class _Told:
@@ -182,7 +185,8 @@ class CausalLMBackbone(AbstractBackbone):
         """Take a model that is already in memory; it is frozen."""
         if self.chat and not tokenizer.chat_template:
             raise SliderError(f"backbone.chat is true, but the tokenizer of {self.model} has no chat template")
-        last = len({number for _, number in _blocks_of(lm)}) - 1
+        able = try_out(lm.eval(), self.model)
+        last = max((number for _, number in _blocks_of(lm, able)), default=-1)
         if last < 0:
             raise SliderError(
                 f"{self.model} ({type(lm).__name__}) has no numbered blocks under 'layers', 'layer', 'h' or 'blocks'; "
@@ -194,7 +198,6 @@ class CausalLMBackbone(AbstractBackbone):
         ):
             if layers and not first <= min(layers) <= max(layers) <= last + first:
                 raise SliderError(f"backbone.{field} is {list(layers)}; {self.model} has {first} to {last + first}")
-        able = try_out(lm.eval(), self.model)
         self.lm, self.tokenizer, self._able = lm, tokenizer, able
         object.__setattr__(self, "_network", torch.compile(lm.forward) if self.compiled else lm)  # no second submodule
         self._fingerprint = hash_weights(lm)
@@ -347,7 +350,7 @@ class CausalLMBackbone(AbstractBackbone):
         if self.hidden_layers:
             return state
         whole = {name: value for name, value in state.items() if name != "support"}
-        k = min(self.support, self.lm.config.vocab_size)
+        k = min(self.support, self.lm.config.get_text_config().vocab_size)
         return whole | {"support": self.log_probabilities(whole, conditioning).topk(k, -1).indices}
 
     def _joined(self, state: TensorBatch, conditioning: TensorBatch) -> dict[str, Tensor]:
@@ -448,7 +451,9 @@ class CausalLMBackbone(AbstractBackbone):
         """
         if not layers:
             raise SliderError("no block is named whose states are read; give at least one")
-        count = len(self._blocks())
+        count = len(blocks := _blocks_of(self.lm, self._able))
+        if len({number for _, number in blocks}) < count:
+            raise SliderError(f"{self.model} has several stacks of blocks, so that a number names none of its states")
         if wrong := [layer for layer in layers if not 1 <= layer <= count]:
             raise SliderError(
                 f"there are no states after block {wrong[0] - 1}: {self.model} has the blocks 0 to {count - 1}"
@@ -456,7 +461,7 @@ class CausalLMBackbone(AbstractBackbone):
 
     def _blocks(self) -> list[str]:
         """The names of the blocks, in order."""
-        return [name for name, _ in _blocks_of(self.lm)]
+        return [name for name, _ in _blocks_of(self.lm, self._able)]
 
     # Responses
 

@@ -128,11 +128,36 @@ def test_a_target_that_no_slider_can_be_on_says_why(kind: str, target: str, word
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
+class Blockless(Bare):
+    """Its layers lie elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = self.layers
+        del self.layers
+
+    def inside(self, x: Tensor) -> Tensor:
+        return self.parts[0]["mlp"](x)
+
+
 def test_a_model_without_blocks_is_refused() -> None:
     backbone = CausalLMBackbone("mine")
     with pytest.raises(SliderError, match="no numbered blocks"):
-        backbone.use(nn.Sequential(nn.Linear(2, 2)), tiny_lm.tokenizer())
+        backbone.use(Blockless(), tiny_lm.tokenizer())
     assert backbone.lm is None
+
+
+def test_blocks_are_those_of_the_text() -> None:
+    """Not those that see pictures, which have the same numbers."""
+    backbone = made("gemma3")
+    assert backbone._blocks() == [f"model.language_model.layers.{k}" for k in range(2)]
+    assert any("vision" in name for name, _ in backbone.lm.named_modules())
+    assert not any("vision" in name for name in backbone.select_targets(["full"]))
+
+
+def test_states_of_two_stacks_are_not_numbered() -> None:
+    with pytest.raises(SliderError, match="several stacks"):
+        made("hrm_text").check_layers([1])
 
 
 def test_layers_are_not_read_of_rows_that_run_in_parts() -> None:
