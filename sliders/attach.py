@@ -167,9 +167,11 @@ def attach(
 
     Each adds to the model's own weights what it adds to them alone, also where several change one layer or are nested:
     ``W + sum_i s_i (f_i(W) - W)``, whatever the order.  For one edit after the other, compose them with ``@`` first.
+    Dials with a number for each row need to know the rows: a backbone says so itself, and whoever runs another module
+    does it inside ``with rows_of(rows):``.
 
     Args:
-        model: any module; its own weights are left alone.
+        model: any module; its own weights are left alone.  It may be moved to another device or precision meanwhile.
         dials: sliders, hinges or shares of edits, each with a name of its own.
         values: where they start.
         fold: multiply dials that all rows share into a copy of the weights when they turn, so that any number of

@@ -140,6 +140,18 @@ def test_what_cannot_be_done_is_known_before_the_work(name: str) -> None:
     assert table()[name][0] in str(caught.value)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["opt", "llama", "gpt2", "mamba", "bart"])
+def test_on_a_base_of_low_precision_too(name: str, dtype: torch.dtype) -> None:
+    backbone, model = CausalLMBackbone(name, support=5, prompt_tokens=24), architecture(name)
+    backbone.use(model.lm.to(dtype), model.tokenizer)
+    state, asked = backbone.responses(SAID, 6), backbone.encode(PROMPTS)
+    with attached(backbone) as turn:
+        effect, error = compared(whole(backbone), lambda positions: turn(3 * positions), state, asked)
+    assert error < 32 * torch.finfo(dtype).eps * max(effect, 1.0)
+    assert effect > 0.1
+
+
 def test_there_are_enough_of_every_kind() -> None:
     assert len(WORK) >= 25
     assert {"mamba", "mamba2", "jamba", "rwkv", "mixtral", "qwen2_moe", "deepseek_v3", "opt", "bloom", "gpt2"} <= {
