@@ -37,6 +37,8 @@ from sliders.fetch import fetch as fetch_model
 from sliders.files import replacing
 from sliders.formats.given import Given, given
 from sliders.formats.metadata import check_base, concept_of, number_of
+from sliders.paths import Source, called_here
+from sliders.shipped import with_files
 
 # What a dial may move beside its concept, in mean probability of any other attribute: at the dial's ends, and at twice.
 DRIFT_AT_1, DRIFT_AT_2 = 0.08, 0.12
@@ -100,7 +102,7 @@ def suggest_eta(amounts: Sequence[float], dose: DoseResponse) -> tuple[float | N
 def preview(
     concept: Path,
     backbone: DiffusionBackbone = BASE,
-    judge: Path | None = JUDGE,
+    judge: Source | Path | None = JUDGE,
     amounts: float | list[float] | None = None,
     pictures: int = 32,
     sampling: Sampling | None = None,
@@ -114,7 +116,7 @@ def preview(
     Args:
         concept: the concept's YAML file.
         backbone: the model.
-        judge: of pictures: file of the attribute judge.
+        judge: of pictures: file of the attribute judge, or its name.
         amounts: dial times eta, above 0; each is sampled on both sides.
         pictures: held-out scenes (of language: prompts) at each amount.
         sampling: how pictures are sampled.
@@ -208,7 +210,7 @@ def evaluate(
     slider: Path,
     backbone: DiffusionBackbone = BASE,
     concept: Path | None = None,
-    judge: Path | None = JUDGE,
+    judge: Source | Path | None = JUDGE,
     dials: float | list[float] | None = None,
     pictures: int = 64,
     sampling: Sampling | None = None,
@@ -225,7 +227,7 @@ def evaluate(
         slider: the slider's file; the folder of one for a language model; or NAME= before either.
         backbone: the model.
         concept: a concept's YAML file, where the slider's own metadata does not say or something else is asked.
-        judge: of pictures: file of the attribute judge.
+        judge: of pictures: file of the attribute judge, or its name.
         dials: positions; 0 is added where it is missing.
         pictures: held-out scenes (of language: prompts) at each position.
         sampling: how pictures are sampled.
@@ -317,16 +319,25 @@ def fetch(name: str) -> None:
     say(f"model   {fetch_model(name)}")
 
 
+def train() -> None:
+    """Train a slider; `sliders train --help` lists the flags, which are those of Lightning's command line."""
+    from sliders.training import cli as training
+
+    training.main(sys.argv[2:])
+
+
 def main() -> None:
     """Entry point of the `sliders` command."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if sys.argv[1:2] == ["train"]:
+        return train()
     hush_libraries()
     try:
-        commands = [preview, generate, evaluate, bake, compose, laws, explain, export, fetch, train_many, demo]
+        commands = [train, preview, generate, evaluate, bake, compose, laws, explain, export, fetch, train_many, demo]
         named: dict[str, Any] = {"edit": edit_commands()}
         named |= {command.__name__.replace("_", "-"): command for command in commands}
-        with unwrapped():
-            auto_cli(named, as_positional=True)
+        with unwrapped(), called_here():
+            auto_cli(named, as_positional=True, args=with_files(sys.argv[1:]))
     except SliderError as error:
         sys.exit(f"error: {error}")
 

@@ -1,7 +1,6 @@
-"""What the commands use where nothing else is said: the models that come with this repository, and its judge."""
+"""What the commands use where nothing else is said: the models that come with this package, and its judge."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TypeVar, cast
 
 from jsonargparse import lazy_instance
@@ -9,10 +8,11 @@ from jsonargparse import lazy_instance
 from sliders.backbones.causal_lm import CausalLMBackbone
 from sliders.backbones.unet import UNetBackbone
 from sliders.errors import SliderError
+from sliders.paths import Source
 
-AVATARS = Path("data/avatars")
-JUDGE = AVATARS / "judge.safetensors"
-BASE = lazy_instance(UNetBackbone, model=str(AVATARS / "model"))
+AVATARS = Source("avatars")
+JUDGE = Source("avatars")
+BASE = lazy_instance(UNetBackbone, model=AVATARS)
 LANGUAGE = lazy_instance(CausalLMBackbone, model="smollm2")
 
 

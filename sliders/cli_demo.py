@@ -10,16 +10,17 @@ from sliders.backbones.unet import UNetBackbone
 from sliders.cli_defaults import AVATARS, JUDGE, LANGUAGE, listed
 from sliders.console import say
 from sliders.errors import SliderError
+from sliders.paths import Source
 
 _FAMILIES: Mapping[str, type[UNetBackbone]] = {"sd": UNetBackbone, "sdxl": SDXLBackbone}
 
 
 def demo(
-    model: str = str(AVATARS / "model"),
+    model: Source | str = AVATARS,
     family: Literal["sd", "sdxl"] = "sd",
     sliders: Path | list[Path] | None = None,
     language: CausalLMBackbone = LANGUAGE,
-    judge: Path | None = None,
+    judge: Source | Path | None = None,
     host: str = "127.0.0.1",
     port: int | None = None,
     auth: str | None = None,
@@ -30,10 +31,11 @@ def demo(
     """Open a page on which dials are turned: pictures, language, algebra, and one slider looked at closely.
 
     Args:
-        model: folder or hub name of a diffusers pipeline; the embedded model unless given.
+        model: folder or hub name of a diffusers pipeline; the avatar model unless given.
         family: of the pipeline.
         sliders: files of sliders of pictures, folders of language, and files of edits of either, NAME= before one to
-            call it otherwise; the sliders in the repository, and those that were trained into runs/, unless given.
+            call it otherwise; those that come with the package, and those that were trained into runs/, unless
+            given.
         language: the language model, which is read when the Text tab is first used.
         judge: file of the attribute judge, for dose and response; that of the embedded model unless given.
         host: address to listen on; 0.0.0.0 for all that reach this machine (give --auth then).
@@ -51,7 +53,7 @@ def demo(
         raise SliderError("the demo needs gradio: pip install 'concept-sliders[demo]'") from None
     from sliders.page.opening import open_session
 
-    if judge is None and model == str(AVATARS / "model"):
+    if judge is None and model == AVATARS:
         judge = JUDGE
     session = open_session(
         _FAMILIES[family](model), language, None if sliders is None else listed(sliders), out, judge, upload_mb

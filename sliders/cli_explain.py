@@ -16,11 +16,13 @@ from sliders.formats import peft
 from sliders.formats.checkpoint import Checkpoint, differences, is_checkpoint
 from sliders.formats.given import Given, given
 from sliders.formats.metadata import check_base
+from sliders.paths import Source
+from sliders.shipped import model_folder
 
 
 def explain(
     update: Path,
-    base: Path | None = None,
+    base: Source | Path | None = None,
     library: Path | list[Path] | None = None,
     run: bool = True,
     words: int = 400,
@@ -34,8 +36,8 @@ def explain(
 
     Args:
         update: a slider, an edit, a PEFT folder, or the folder of a whole model to compare with the base.
-        base: folder of the model before the update; what the update's file names unless given.  Without one its kind
-            and its place in the weights cannot be judged.
+        base: folder or name of the model before the update; what the update's file names unless given.  Without one
+            its kind and its place in the weights cannot be judged.
         library: known sliders to compare the update with; NAME= before one calls it otherwise.
         run: load the base and ask it what the update reads and writes.
         words: at most so many are tried.
@@ -67,23 +69,23 @@ def explain(
     say(*[section.table() for section in made.sections if section.rows], f"report  {out / 'explain.html'}")
 
 
-def _checkpoint(base: Path) -> Checkpoint:
+def _checkpoint(base: Path | str) -> Checkpoint:
     """The base's weights, of a folder or of a model that is fetched."""
-    folder = fetch(str(base)) if str(base) in FETCHED else base
+    folder = fetch(str(base)) if str(base) in FETCHED else Path(model_folder(str(base)))
     if not is_checkpoint(folder):
         raise SliderError(f"{base} is no folder of a diffusers pipeline or a transformers model; give one with --base")
     return Checkpoint(folder)
 
 
-def _base_of(update: Path, dial: NamedDial, base: Path | None) -> Checkpoint | None:
+def _base_of(update: Path, dial: NamedDial, base: Path | str | None) -> Checkpoint | None:
     """The base that was given, or the one that the file names if it is there."""
     if base is not None:
         return _checkpoint(base)
     named = dial.metadata.get("sliders.base_model", "")
     if not named and update.is_dir() and not isinstance(dial, Hinge):
         named = peft.base_of(update)[0]
-    there = bool(named) and (named in FETCHED or is_checkpoint(Path(named)))
-    return _checkpoint(Path(named)) if there else None
+    there = bool(named) and (named in FETCHED or is_checkpoint(Path(model_folder(named))))
+    return _checkpoint(named) if there else None
 
 
 def _library(file: Given) -> Slider:

@@ -28,7 +28,7 @@ class Measure:
     """
 
     attribute: str
-    prompts: list[str] | str | Path | None
+    prompts: list[str] | Path | str | None
     value: str = ""
 
     def __post_init__(self) -> None:
@@ -45,8 +45,8 @@ class Wording:
     positives: list[str]
     negatives: list[str]
     target: str = ""
-    contexts: list[str] | str | None = None
-    preserve: list[str] | str | None = None
+    contexts: list[str] | Path | str | None = None
+    preserve: list[str] | Path | str | None = None
     measure: Measure | None = None
 
 
@@ -93,8 +93,8 @@ class Concept:
     target: str
     positives: list[str]
     negatives: list[str]
-    contexts: list[str] | str | None = None
-    preserve: list[str] | str | None = None
+    contexts: list[str] | Path | str | None = None
+    preserve: list[str] | Path | str | None = None
     measure: Measure | None = None
     modality: Literal["image", "text"] = "image"
     text: Wording | None = None
@@ -108,8 +108,8 @@ class Concept:
         if self.modality not in ("image", "text"):
             raise SliderError(f"concept {self.name!r}: 'modality' is {self.modality!r}; it must be image or text")
         for field in ("contexts", "preserve"):
-            if isinstance(file := getattr(self, field), str):
-                object.__setattr__(self, field, _prompts_in(file, repr(field), Path()))
+            if isinstance(file := getattr(self, field), str | Path):
+                object.__setattr__(self, field, _prompts_in(str(file), repr(field), Path()))
         for field in ("positives", "negatives", "contexts", "preserve"):
             prompts = getattr(self, field)
             if field in ("contexts", "preserve") and prompts is None:
@@ -154,6 +154,7 @@ class Concept:
     def in_contexts(self) -> list[tuple[str, list[str], list[str]]]:
         """(target, positives, negatives) once for every context."""
         between = BETWEEN if self.modality == "text" else ""
+        assert not isinstance(self.contexts, Path | str)  # files have been read
         return [
             (
                 self.target + between + c,

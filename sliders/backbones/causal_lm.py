@@ -23,6 +23,7 @@ from sliders.errors import SliderError
 from sliders.fetch import FETCHED, fetch
 from sliders.formats import peft
 from sliders.losses.erasure import plausible, steer
+from sliders.paths import Source
 
 _BLOCKS = r"^lm\..*?\.(layers?|h|blocks)\.({blocks})\."
 _BLOCK = re.compile(_BLOCKS.format(blocks=r"\d+"))
@@ -136,7 +137,7 @@ class CausalLMBackbone(AbstractBackbone):
 
     def __init__(
         self,
-        model: str = "smollm2",
+        model: Source | str = "smollm2",
         hidden_layers: list[int] | None = None,
         slider_layers: tuple[int, int] | None = None,
         chat: bool | None = None,
@@ -149,7 +150,7 @@ class CausalLMBackbone(AbstractBackbone):
             raise SliderError("backbone.compile acts on log-probabilities; leave it out where hidden_layers is given")
         if support < 2:
             raise SliderError(f"backbone.support is {support}; it must be at least 2")
-        self.model, self.hidden_layers, self.slider_layers = model, hidden_layers, slider_layers
+        self.model, self.hidden_layers, self.slider_layers = str(model), hidden_layers, slider_layers
         self.chat, self.support, self.prompt_tokens, self.compiled = chat, support, prompt_tokens, compile
         self.space = "hidden states" if hidden_layers else "log-probabilities"
         self.lm: Any = None
@@ -173,7 +174,10 @@ class CausalLMBackbone(AbstractBackbone):
             return
         folder = self._place()
         if not Path(folder).exists() and (folder.startswith((".", "/")) or folder.count("/") > 1):
-            raise SliderError(f"no base model at {folder}: give the folder of a transformers model or a hub name")
+            names = ", ".join(FETCHED)
+            raise SliderError(
+                f"no base model at {folder}: give the folder of a transformers model, a hub name, or {names}"
+            )
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder)
             lm = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)

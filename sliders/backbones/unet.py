@@ -11,6 +11,8 @@ from torch import Tensor
 from sliders.backbones.base import DiffusionBackbone, Predictor, TargetGroup, hash_weights
 from sliders.batch import TensorBatch, rows_of
 from sliders.errors import SliderError
+from sliders.paths import Source
+from sliders.shipped import MODELS, model_folder
 
 
 class UNetBackbone(DiffusionBackbone):
@@ -19,7 +21,7 @@ class UNetBackbone(DiffusionBackbone):
     Whether that is noise or v is left to the model's own scheduler.
 
     Args:
-        model: folder or hub name of a diffusers pipeline.
+        model: folder or hub name of a diffusers pipeline, or ``avatars``, which comes with the package.
         channels_last: memory format of the UNet and the autoencoder; faster convolutions.
         checkpointing: compute the UNet's blocks again in the backward pass instead of keeping what they computed:
             less memory for more time.
@@ -32,10 +34,10 @@ class UNetBackbone(DiffusionBackbone):
     encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
 
     def __init__(
-        self, model: str, channels_last: bool = True, checkpointing: bool = False, compile: bool = False
+        self, model: Source | str, channels_last: bool = True, checkpointing: bool = False, compile: bool = False
     ) -> None:
         super().__init__()
-        self.model = model
+        self.model = str(model)
         self.channels_last, self.checkpointing, self.compiled = channels_last, checkpointing, compile
         self.pipeline: Any = None
         self._fingerprint = ""
@@ -47,10 +49,14 @@ class UNetBackbone(DiffusionBackbone):
     def load(self) -> None:
         if self.pipeline is not None:
             return
-        if not Path(self.model).exists() and (self.model.startswith((".", "/")) or self.model.count("/") != 1):
-            raise SliderError(f"no base model at {self.model}: give the folder of a diffusers pipeline or a hub name")
+        place = model_folder(self.model)
+        if not Path(place).exists() and (place.startswith((".", "/")) or place.count("/") != 1):
+            names = ", ".join(MODELS)
+            raise SliderError(
+                f"no base model at {place}: give the folder of a diffusers pipeline, a hub name, or {names}"
+            )
         try:
-            pipeline = DiffusionPipeline.from_pretrained(self.model, dtype=torch.float32, **self._unused())
+            pipeline = DiffusionPipeline.from_pretrained(place, dtype=torch.float32, **self._unused())
         except (OSError, ValueError) as error:
             raise SliderError(f"cannot load the base model {self.model}: {error}") from error
         self.use(pipeline)

@@ -19,6 +19,7 @@ from sliders.editors.recall import reading, run
 from sliders.errors import SliderError
 from sliders.fetch import cache_folder
 from sliders.files import replacing
+from sliders.shipped import shipped
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Covariance:
         batch: texts at a time.
     """
 
-    texts: list[Path] = field(default_factory=lambda: [Path("data/text/sampled.txt")])
+    texts: list[Path] = field(default_factory=lambda: [shipped("data/text/sampled.txt")])
     ridge: float = 0.01
     batch: int = 16
 

@@ -16,6 +16,7 @@ from sliders.concept import read_prompts
 from sliders.editors.facts import Rewrite
 from sliders.editors.recall import Asked, answering
 from sliders.errors import SliderError
+from sliders.shipped import shipped
 
 ESSENCE = "{} is a"
 """The prompt whose answer must stay, so that the subject remains what it is (2202.05262, eq. 4)."""
@@ -31,7 +32,7 @@ class Prefixes:
         words: of each.
     """
 
-    texts: Path = Path("data/text/sampled.txt")
+    texts: Path = field(default_factory=lambda: shipped("data/text/sampled.txt"))
     count: int = 5
     words: int = 5
 

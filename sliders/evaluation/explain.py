@@ -8,7 +8,6 @@ import heapq
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -25,8 +24,9 @@ from sliders.editors.recall import reading, run
 from sliders.errors import SliderError
 from sliders.evaluation.sampling import Sampling, scenes
 from sliders.evaluation.stages import picture_stage
+from sliders.shipped import shipped
 
-PROMPTS = {"image": Path("data/avatars/prompts"), "text": Path("data/text/prompts")}
+PROMPTS = {"image": shipped("data/avatars/prompts"), "text": shipped("data/text/prompts")}
 _CARRIER = "He wrote:"
 """What stands before everything that a language model is shown: the first token of a text is read like no other."""
 _BATCH = 16

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sliders.errors import SliderError
 from sliders.files import replacing
+from sliders.shipped import JUDGES, judge_file
 
 
 class _Block(nn.Module):
@@ -76,16 +77,17 @@ class AttributeJudge(nn.Module):
             save_file(state, new, {"values": json.dumps(self.values), "width": str(self.width)})
 
     @classmethod
-    def load(cls, file: Path) -> "AttributeJudge":
-        """Read a file that `save` wrote."""
+    def load(cls, judge: Path | str) -> "AttributeJudge":
+        """Read a file that `save` wrote, or the one of a name."""
+        file = judge_file(judge)
         if not file.is_file():
-            raise SliderError(f"no judge at {file}; `python -m data.avatars.build judge` trains the one for avatars")
+            raise SliderError(f"no judge at {file}; give the file of one, or a name: {', '.join(JUDGES)}")
         try:
             with safe_open(file, "pt") as f:
                 metadata = f.metadata() or {}
                 state = {key: f.get_tensor(key).float() for key in f.keys()}  # noqa: SIM118  (a safe_open is not iterable)
-            judge = cls(json.loads(metadata["values"]), int(metadata["width"]))
-            judge.load_state_dict(state)
+            made = cls(json.loads(metadata["values"]), int(metadata["width"]))
+            made.load_state_dict(state)
         except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             raise SliderError(f"{file} is not a judge's file: {error}") from error
-        return judge.eval().requires_grad_(False)
+        return made.eval().requires_grad_(False)

@@ -25,8 +25,8 @@ def heldout_prompts(concept: Concept) -> list[str]:
     return concept.heldout() or [concept.target]
 
 
-def load_judge(file: Path, concept: Concept) -> AttributeJudge:
-    """The judge of a file, for a concept.
+def load_judge(file: Path | str, concept: Concept) -> AttributeJudge:
+    """The judge of a file or a name, for a concept.
 
     Raises:
         SliderError: there is none, or it does not know what the concept is measured by.

@@ -20,8 +20,9 @@ from sliders.evaluation.lexical import SCORES, distinct, read, repetition
 from sliders.evaluation.plots import dial_label, save_figure, text_dose_figure
 from sliders.evaluation.sampling import Turn
 from sliders.files import write_text
+from sliders.shipped import shipped
 
-NEUTRAL = Path("data/text/neutral.txt")
+NEUTRAL = shipped("data/text/neutral.txt")
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ from sliders.console import say
 from sliders.errors import SliderError
 from sliders.formats.metadata import concept_of
 from sliders.page.safety import clean_name, clean_text
+from sliders.shipped import shipped
 
-SHIPPED = {"image": Path("data/avatars/sliders"), "text": Path("data/text/sliders")}
+SHIPPED = {"image": shipped("data/avatars/sliders"), "text": shipped("data/text/sliders")}
 RUNS = Path("runs")
 UPLOADS_KEPT = 48
 _WORDS = 5

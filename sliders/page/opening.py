@@ -20,7 +20,7 @@ def open_session(
     language: CausalLMBackbone,
     sliders: Sequence[Path] | None,
     folder: Path,
-    judge: Path | None,
+    judge: Path | str | None,
     megabytes: float,
 ) -> Session:
     """Load the model of pictures and the sliders; the language model waits until it is asked.
@@ -29,9 +29,9 @@ def open_session(
         backbone: the model of pictures.
         language: the language model.
         sliders: files of pictures, folders of language, and edits of either, NAME= before one to call it otherwise;
-            None takes the sliders in the repository, and of those in runs/ which were trained for these models.
+            None takes those that come with the package, and of those in runs/ which were trained for these models.
         folder: for everything that is written.
-        judge: file of the attribute judge; None for none.
+        judge: file or name of the attribute judge; None for none.
         megabytes: of the largest file that can be uploaded.
 
     Raises:

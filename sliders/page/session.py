@@ -48,7 +48,7 @@ class Session:
         language: the language model, which is loaded when it is first asked.
         images, texts: sliders and edits that every user begins with.
         shelf: where files for users are written.
-        judge: file of the attribute judge, for dose and response; None for none.
+        judge: file or name of the attribute judge, for dose and response; None for none.
         most_bytes: of an uploaded file.
     """
 
@@ -57,7 +57,7 @@ class Session:
     images: Library
     texts: Library
     shelf: Shelf
-    judge: Path | None = None
+    judge: Path | str | None = None
     most_bytes: int = 32 * MEGABYTE
     painting: Turns = field(default_factory=Turns)
     speaking: Turns = field(default_factory=Turns)

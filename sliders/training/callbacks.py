@@ -19,6 +19,7 @@ from sliders.evaluation.judge import AttributeJudge
 from sliders.evaluation.plots import strip
 from sliders.evaluation.report import evaluate_dial, heldout_prompts, load_judge, write_report
 from sliders.evaluation.sampling import Sampling, sample_dial, scenes
+from sliders.paths import Source
 from sliders.training.module import SliderModule
 
 
@@ -47,7 +48,7 @@ def _parts(pl_module: L.LightningModule) -> tuple[SliderModule, Adapter]:
     return pl_module, pl_module.adapter
 
 
-def _early(module: SliderModule, judge: Path | None, pictures: int) -> AttributeJudge | None:
+def _early(module: SliderModule, judge: Source | Path | None, pictures: int) -> AttributeJudge | None:
     """The judge, before the training, so that what cannot be measured is known then.
 
     Raises:
@@ -128,7 +129,7 @@ class Probe(AbstractProbe):
     -1) and the drift of everything else; the logger gets the pictures.
 
     Args:
-        judge: file of the attribute judge; without it only pictures are made.
+        judge: file of the attribute judge, or its name; without it only pictures are made.
         every: steps between two probes.
         pictures: scenes at each dial.
         sampling: how they are sampled.
@@ -137,7 +138,7 @@ class Probe(AbstractProbe):
     dials = (-1.0, 0.0, 1.0)
 
     def __init__(
-        self, judge: Path | None = None, every: int = 50, pictures: int = 8, sampling: Sampling | None = None
+        self, judge: Source | Path | None = None, every: int = 50, pictures: int = 8, sampling: Sampling | None = None
     ) -> None:
         super().__init__(every)
         self.judge_file, self.pictures = judge, pictures
@@ -170,7 +171,7 @@ class FinalReport(AbstractReport):
     """Evaluates the finished slider, writes its pictures and numbers, and says how to use it.
 
     Args:
-        judge: file of the attribute judge; without it there is a strip and no numbers.
+        judge: file of the attribute judge, or its name; without it there is a strip and no numbers.
         dials: positions, 0 among them.
         pictures: scenes at each position.
         sampling: how they are sampled.
@@ -179,7 +180,7 @@ class FinalReport(AbstractReport):
 
     def __init__(
         self,
-        judge: Path | None = None,
+        judge: Source | Path | None = None,
         dials: Sequence[float] = (-2, -1.5, -1, -0.5, 0, 0.5, 1, 1.5, 2),
         pictures: int = 16,
         sampling: Sampling | None = None,

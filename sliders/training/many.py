@@ -28,6 +28,7 @@ from sliders.concept import Concept
 from sliders.console import hush_libraries, say
 from sliders.errors import SliderError
 from sliders.files import write_text
+from sliders.shipped import config_place
 from sliders.training.cli import SliderCLI
 from sliders.training.memory import Memory
 
@@ -73,9 +74,10 @@ class Run:
 
 
 def find_configs(configs: Sequence[Path]) -> list[Path]:
-    """The files, and of folders all YAML files in them."""
+    """The files, and of folders all YAML files in them; those that come with the package by their names, too."""
     found: list[Path] = []
-    for place in configs:
+    for named in configs:
+        place = named if named.exists() else config_place(str(named))
         files = sorted(place.glob("*.yaml")) if place.is_dir() else [place]
         if not files or not all(file.is_file() for file in files):
             raise SliderError(f"no configs at {place}: give YAML files, or a folder of them")
@@ -96,10 +98,25 @@ def plan(config: Path, runs: Path, overrides: Sequence[str] = ()) -> Run:
         for part in path:
             place = place[part]
         place.pop(last, None)
-    words = concept if isinstance(concept, Concept) else Concept.from_dict(concept.init_args.as_dict(), folder=Path())
-    plain["data"]["concept"] = words.to_dict()  # what its files say, not where they are
+    if not isinstance(concept, Concept):  # written into the config
+        concept = Concept.from_dict(concept.get("init_args", concept).as_dict(), folder=Path())
+    plain["data"]["concept"] = concept.to_dict()
+    base = json.dumps(plain["model"]["backbone"], sort_keys=True)
+    plain = _by_content(plain)
     key = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:10]
-    return Run(arguments, name, key, json.dumps(plain["model"]["backbone"], sort_keys=True), runs)
+    return Run(arguments, name, key, base, runs)
+
+
+def _by_content(plain: Any) -> Any:
+    """Plain data with what a file says in place of where it is; a folder, of a model, is known by its path."""
+    if isinstance(plain, dict):
+        return {key: _by_content(value) for key, value in plain.items()}
+    if isinstance(plain, list):
+        return [_by_content(value) for value in plain]
+    if isinstance(plain, str) and Path(plain).is_absolute() and Path(plain).is_file():
+        with Path(plain).open("rb") as content:
+            return hashlib.file_digest(content, "sha256").hexdigest()
+    return plain
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -55,6 +56,7 @@ class Teacher:
             Question(self._row(t), tuple(map(self._row, p)), tuple(map(self._row, n)))
             for t, p, n in concept.in_contexts()
         ]
+        assert not isinstance(concept.preserve, Path | str)  # files have been read
         kept = [Question(self._row(prompt), (), ()) for prompt in concept.preserve or ()]
         self.questions = (*moved, *kept)
         self.moved = torch.arange(len(moved))

@@ -22,8 +22,10 @@ def opened(painter: UNetBackbone, speaker: CausalLMBackbone, *sliders: Path, meg
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder to work in."""
+    """An empty folder to work in, and one that stands for what is shipped."""
     monkeypatch.chdir(tmp_path)
+    for kind in library.SHIPPED:
+        monkeypatch.setitem(library.SHIPPED, kind, tmp_path / "shipped" / kind)
     return tmp_path
 
 

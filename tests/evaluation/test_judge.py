@@ -69,7 +69,7 @@ def test_biases_survive_the_file(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_is_an_error_that_says_how_to_make_it(tmp_path: Path) -> None:
-    with pytest.raises(SliderError, match=r"nowhere.*build judge"):
+    with pytest.raises(SliderError, match=r"nowhere.*avatars"):
         AttributeJudge.load(tmp_path / "nowhere")
 
 
