@@ -17,6 +17,7 @@ from sliders.algebra.slider import Slider
 from sliders.attach import editable_modules
 from sliders.backbones.base import AbstractBackbone, TargetGroup, hash_weights
 from sliders.backbones.trial import Abilities, accepted, positions, try_out
+from sliders.backbones.vocabulary import check_template, check_vocabulary
 from sliders.batch import TensorBatch, join, rows_of, take
 from sliders.concept import BETWEEN
 from sliders.errors import SliderError
@@ -189,6 +190,9 @@ class CausalLMBackbone(AbstractBackbone):
         """Take a model that is already in memory; it is frozen."""
         if self.chat and not tokenizer.chat_template:
             raise SliderError(f"backbone.chat is true, but the tokenizer of {self.model} has no chat template")
+        check_vocabulary(tokenizer, lm, self.model)
+        if tokenizer.chat_template and self.chat is not False:
+            check_template(tokenizer, self.model)
         able = try_out(lm.eval(), self.model)
         last = max((number for _, number in _blocks_of(lm, able)), default=-1)
         if last < 0:

@@ -9,6 +9,7 @@ from diffusers import DDIMScheduler, DiffusionPipeline, PNDMScheduler
 from torch import Tensor
 
 from sliders.backbones.base import DiffusionBackbone, Predictor, TargetGroup, hash_weights
+from sliders.backbones.vocabulary import check_vocabulary
 from sliders.batch import TensorBatch, rows_of
 from sliders.errors import SliderError
 from sliders.paths import Source
@@ -75,6 +76,9 @@ class UNetBackbone(DiffusionBackbone):
                 f"{self.model} is a {type(pipeline).__name__} with {' and '.join(found) or 'no text encoder'}, but "
                 f"{type(self).__name__} is for {' and '.join(self.encoders)}; choose the backbone of its family"
             )
+        for name in self.encoders:
+            tokenizer = getattr(pipeline, name.replace("text_encoder", "tokenizer"))
+            check_vocabulary(tokenizer, getattr(pipeline, name), f"{self.model} ({name})")
         if isinstance(pipeline.scheduler, PNDMScheduler):
             # Stable Diffusion 1.x comes with it.  It visits one timestep twice and its steps depend on the past, so
             # that a state is not a function of its timestep; DDIM follows the same trajectory of the same model.
