@@ -82,7 +82,7 @@ class Published(Rollout):
         )
         with adapter.dial(batch.magnitudes[:1]):
             predict = guided(backbone, target, negative, self.guidance)
-            path = backbone.trajectory(predict, backbone.start(batch.seeds), self.steps)
+            path = backbone.trajectory(predict, backbone.start(batch.seeds), self.steps, batch.seeds)
             state = next(state for k, state in enumerate(path) if k == depth)
         state["timestep"] = torch.full((1,), NOISES - 1 - depth * NOISES // self.steps)
         base, up, down = (doubled(backbone.predict, state, c, negative) for c in (target, positive, negative))

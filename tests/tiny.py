@@ -41,7 +41,8 @@ def _text_config(width: int, tokens: CLIPTokenizer) -> CLIPTextConfig:
     )
 
 
-def _scheduler(prediction: str) -> DDIMScheduler:
+def stable_diffusion_scheduler(prediction: str = "epsilon") -> DDIMScheduler:
+    """With the noise of Stable Diffusion."""
     return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -89,7 +90,7 @@ def stable_diffusion(prediction: str = "epsilon") -> StableDiffusionPipeline:
         text_encoder=CLIPTextModel(_text_config(16, tokens)),
         tokenizer=tokens,
         unet=_unet(16),
-        scheduler=_scheduler(prediction),
+        scheduler=stable_diffusion_scheduler(prediction),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -113,7 +114,7 @@ def stable_diffusion_xl() -> StableDiffusionXLPipeline:
         tokenizer=tokens,
         tokenizer_2=tokens,
         unet=unet,
-        scheduler=_scheduler("epsilon"),
+        scheduler=stable_diffusion_scheduler("epsilon"),
         add_watermarker=False,
     )
 

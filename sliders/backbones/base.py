@@ -177,16 +177,38 @@ class DiffusionBackbone(AbstractBackbone):
         ]
 
     @abstractmethod
-    def start(self, seeds: Sequence[int]) -> Tensor:
-        """Where trajectories begin: a row for each seed, the same whatever stands in the other rows."""
+    def start(self, seeds: Sequence[int], height: int | None = None, width: int | None = None) -> Tensor:
+        """Where trajectories begin: a row for each seed, the same whatever stands in the other rows.
+
+        Args:
+            seeds: of the rows.
+            height: of the pictures in pixels; the model's own if not given.
+            width: likewise.
+
+        Raises:
+            SliderError: the model has no pictures of this size.
+        """
 
     @abstractmethod
-    def trajectory(self, predict: Predictor, start: Tensor, steps: int) -> Iterator[TensorBatch]:
+    def trajectory(self, predict: Predictor, start: Tensor, steps: int, seeds: Sequence[int]) -> Iterator[TensorBatch]:
         """The states that the model visits when ``predict`` is followed for ``steps`` steps from ``start``.
 
-        Yields ``steps + 1`` states: those that ``predict`` is asked about, each at the time at which it really is, and
-        the finished one.  Nothing is predicted before the next state is asked for.
+        Yields ``calls(steps) + 1`` states: those that ``predict`` is asked about, each at the time at which it really
+        is, and the finished one.  Nothing is predicted before the next state is asked for.
+
+        Args:
+            predict: is followed.
+            start: what `start` gave for these seeds.
+            steps: of sampling.
+            seeds: of the rows: where steps add noise, each row's is its own, whatever stands in the other rows.
+
+        Raises:
+            SliderError: the model cannot make so many steps.
         """
+
+    def calls(self, steps: int) -> int:
+        """How often a trajectory of so many steps asks its predictor: once a step, unless the model says otherwise."""
+        return steps
 
     @abstractmethod
     def decode(self, finished: TensorBatch) -> Tensor:

@@ -11,7 +11,7 @@ from sliders.batch import TensorBatch, rows_of
 
 
 class SDXLBackbone(UNetBackbone):
-    """SDXL at one picture size; everything but the conditioning is as in `UNetBackbone`.
+    """SDXL; everything but the conditioning is as in `UNetBackbone`.
 
     Where the pipeline says so (`force_zeros_for_empty_prompt`, as in the published model), the conditioning of the
     empty prompt is zeros.
@@ -21,6 +21,10 @@ class SDXLBackbone(UNetBackbone):
         channels_last: memory format of the UNet and the autoencoder; faster convolutions.
         checkpointing: compute the UNet's blocks again in the backward pass: less memory for more time.
         compile: compile the UNet with `torch.compile`; see `UNetBackbone`.
+        height: of pictures in pixels; the model's own if None.  What the UNet is told of their size follows it.
+        width: likewise.
+        scheduler: class of diffusers to sample with instead of the pipeline's own.
+        eta: how much noise steps add where the scheduler lets this be chosen.
     """
 
     conditioning_modules = ("text_encoder", "text_encoder_2")
@@ -38,9 +42,11 @@ class SDXLBackbone(UNetBackbone):
             empty = torch.tensor([not prompt for prompt in prompts], device=self.device)
             embeddings = embeddings.masked_fill(empty[:, None, None], 0)
             pooled = pooled.masked_fill(empty[:, None], 0)
-        side = self.unet.config.sample_size * self.pipeline.vae_scale_factor
-        time_ids = torch.tensor([side, side, 0, 0, side, side], dtype=embeddings.dtype, device=self.device)
-        return {"prompt_embeds": embeddings, "pooled": pooled, "time_ids": time_ids.repeat(len(prompts), 1)}
+        return {"prompt_embeds": embeddings, "pooled": pooled}
 
-    def _added(self, conditioning: TensorBatch) -> dict[str, Tensor] | None:
-        return {"text_embeds": conditioning["pooled"], "time_ids": conditioning["time_ids"]}
+    def _added(self, latents: Tensor, conditioning: TensorBatch) -> dict[str, Tensor] | None:
+        """The pooled text, and the time ids of a picture that was neither resized nor cropped to its size."""
+        pooled, factor = conditioning["pooled"], self.pipeline.vae_scale_factor
+        size = [side * factor for side in latents.shape[-2:]]
+        time_ids = torch.tensor([*size, 0, 0, *size], dtype=pooled.dtype, device=self.device)
+        return {"text_embeds": pooled, "time_ids": time_ids.repeat(len(latents), 1)}

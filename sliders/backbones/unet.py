@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline, PNDMScheduler
+from diffusers import DiffusionPipeline
 from torch import Tensor
 
+from sliders.backbones import schedulers
 from sliders.backbones.base import DiffusionBackbone, Predictor, TargetGroup, hash_weights
 from sliders.backbones.vocabulary import check_vocabulary
 from sliders.batch import TensorBatch, rows_of
@@ -28,6 +29,10 @@ class UNetBackbone(DiffusionBackbone):
             less memory for more time.
         compile: compile the UNet with `torch.compile`: the first call with each shape takes minutes, the next ones less
             time.  Needs a C++ compiler.
+        height: of pictures in pixels, in training and where sampling does not say otherwise; the model's own if None.
+        width: likewise.
+        scheduler: class of diffusers to sample with instead of the pipeline's own, such as ``DDIMScheduler``.
+        eta: how much noise steps add where the scheduler lets this be chosen (DDIM, TCD): from 0, none, to 1.
     """
 
     conditioning_modules = ("text_encoder",)
@@ -35,12 +40,15 @@ class UNetBackbone(DiffusionBackbone):
     encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
 
     def __init__(
-        self, model: Source | str, channels_last: bool = True, checkpointing: bool = False, compile: bool = False
-    ) -> None:
+        self, model: Source | str, channels_last: bool = True, checkpointing: bool = False, compile: bool = False,
+        height: int | None = None, width: int | None = None, scheduler: str | None = None, eta: float = 0.0,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.model = str(model)
+        self.height, self.width, self.scheduler_name, self.eta = height, width, scheduler, eta
         self.channels_last, self.checkpointing, self.compiled = channels_last, checkpointing, compile
         self.pipeline: Any = None
+        self.scheduler: Any = None
         self._fingerprint = ""
 
     @property
@@ -57,8 +65,11 @@ class UNetBackbone(DiffusionBackbone):
                 f"no base model at {place}: give the folder of a diffusers pipeline, a hub name, or {names}"
             )
         try:
+            parts: Any = DiffusionPipeline.load_config(place)
+            if name := self.scheduler_name or parts.get("scheduler", (None, None))[1]:
+                schedulers.check(name, self.model)
             pipeline = DiffusionPipeline.from_pretrained(place, dtype=torch.float32, **self._unused())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, ImportError) as error:
             raise SliderError(f"cannot load the base model {self.model}: {error}") from error
         self.use(pipeline)
 
@@ -79,10 +90,12 @@ class UNetBackbone(DiffusionBackbone):
         for name in self.encoders:
             tokenizer = getattr(pipeline, name.replace("text_encoder", "tokenizer"))
             check_vocabulary(tokenizer, getattr(pipeline, name), f"{self.model} ({name})")
-        if isinstance(pipeline.scheduler, PNDMScheduler):
-            # Stable Diffusion 1.x comes with it.  It visits one timestep twice and its steps depend on the past, so
-            # that a state is not a function of its timestep; DDIM follows the same trajectory of the same model.
-            pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+        if pipeline.unet.config.get("time_cond_proj_dim") is not None:
+            raise SliderError(
+                f"{self.model} was distilled to take the guidance as an input of its UNet, which {type(self).__name__} "
+                "cannot give it; use the model that it was distilled from"
+            )
+        self.scheduler = schedulers.sampler(pipeline.scheduler, self.model, self.scheduler_name)
         self.pipeline = pipeline
         self.unet, self.vae = pipeline.unet, pipeline.vae
         for name in self.encoders:
@@ -125,27 +138,60 @@ class UNetBackbone(DiffusionBackbone):
                 latents,
                 state["timestep"],
                 encoder_hidden_states=conditioning["prompt_embeds"],
-                added_cond_kwargs=self._added(conditioning),
+                added_cond_kwargs=self._added(latents, conditioning),
             ).sample
 
-    def _added(self, conditioning: TensorBatch) -> dict[str, Tensor] | None:
+    def _added(self, latents: Tensor, conditioning: TensorBatch) -> dict[str, Tensor] | None:
         """What the UNet takes beside the text, where it takes anything."""
         return None
 
-    def start(self, seeds: Sequence[int]) -> Tensor:
-        size, channels = self.unet.config.sample_size, self.unet.config.in_channels
-        noise = [torch.randn(channels, size, size, generator=torch.Generator().manual_seed(s)) for s in seeds]
+    def size(self, height: int | None = None, width: int | None = None) -> tuple[int, int]:
+        """Height and width of pictures: what is asked for, else what the backbone was made with, else the model's own.
+
+        Raises:
+            SliderError: the autoencoder has no such pictures, or nobody says how large they are.
+        """
+        factor, own = self.pipeline.vae_scale_factor, self.unet.config.sample_size
+        sides = (own, own) if isinstance(own, int) else own or (None, None)
+        found: list[int] = []
+        for name, asked, made, side in zip(
+            ("height", "width"), (height, width), (self.height, self.width), sides, strict=True
+        ):
+            pixels = asked if asked is not None else made if made is not None else side and side * factor
+            if pixels is None:
+                raise SliderError(f"{self.model} does not say how large its pictures are; give the backbone a {name}")
+            if pixels < factor or pixels % factor:
+                below = max(1, pixels // factor) * factor
+                nearest = f"{below}" if pixels < factor else f"{below} or {below + factor}"
+                raise SliderError(f"{name} is {pixels}, but {self.model} makes multiples of {factor}; give {nearest}")
+            found.append(pixels)
+        return found[0], found[1]
+
+    def start(self, seeds: Sequence[int], height: int | None = None, width: int | None = None) -> Tensor:
+        high, wide = (side // self.pipeline.vae_scale_factor for side in self.size(height, width))
+        channels = self.unet.config.in_channels
+        noise = [torch.randn(channels, high, wide, generator=torch.Generator().manual_seed(s)) for s in seeds]
         return torch.stack(noise).to(self.device)
 
-    def trajectory(self, predict: Predictor, start: Tensor, steps: int) -> Iterator[TensorBatch]:
-        scheduler = type(self.pipeline.scheduler).from_config(self.pipeline.scheduler.config)
-        scheduler.set_timesteps(steps, device=self.device)
-        latents = start * scheduler.init_noise_sigma
+    def calls(self, steps: int) -> int:
+        return len(schedulers.begin(self.scheduler, steps, torch.device("cpu")).timesteps)
+
+    def trajectory(self, predict: Predictor, start: Tensor, steps: int, seeds: Sequence[int]) -> Iterator[TensorBatch]:
+        """See `DiffusionBackbone.trajectory`.
+
+        Between two states everything is float32, whatever the precision of the model: neither its rounding nor what is
+        drawn on the way depends on it.
+        """
+        scheduler = schedulers.begin(self.scheduler, steps, self.device)
+        options = schedulers.options(scheduler, seeds, start.shape[1:], self.eta)
+        latents = start.float() * scheduler.init_noise_sigma
         for t in scheduler.timesteps:
-            state = {"latents": scheduler.scale_model_input(latents, t), "timestep": t.expand(len(latents))}
+            noisy = scheduler.scale_model_input(latents, t).to(start.dtype)
+            state = {"latents": noisy, "timestep": t.expand(len(latents))}
             yield state
-            latents = scheduler.step(predict(state), t, latents).prev_sample
-        yield {"latents": latents, "timestep": torch.zeros(len(latents), dtype=torch.long, device=self.device)}
+            latents = scheduler.step(predict(state).float(), t, latents, **options).prev_sample
+        end = torch.zeros(len(latents), dtype=scheduler.timesteps.dtype, device=self.device)
+        yield {"latents": latents.to(start.dtype), "timestep": end}
 
     @torch.no_grad()
     def decode(self, finished: TensorBatch) -> Tensor:

@@ -1,6 +1,6 @@
 """Pictures over a dial: the same prompts and seeds at every position."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
@@ -25,6 +25,8 @@ class Sampling:
         steps: of the model's own scheduler, at least 1.
         guidance: classifier-free guidance scale.
         batch: pictures made together, at least 1.
+        height: of pictures in pixels; the backbone's own if None.
+        width: likewise.
 
     Raises:
         SliderError: a number is below 1.
@@ -33,9 +35,12 @@ class Sampling:
     steps: int = 15
     guidance: float = 4.0
     batch: int = 48
+    height: int | None = None
+    width: int | None = None
 
     def __post_init__(self) -> None:
-        check_at_least_1("sampling", self, "steps", "batch")
+        sides = [name for name in ("height", "width") if getattr(self, name) is not None]
+        check_at_least_1("sampling", self, "steps", "batch", *sides)
 
 
 @dataclass(frozen=True)
@@ -62,9 +67,16 @@ def conditionings(backbone: DiffusionBackbone, prompts: Sequence[str]) -> tuple[
     return backbone.encode(prompts), backbone.encode([""] * len(prompts))
 
 
-def finish(backbone: DiffusionBackbone, predict: Predictor, seeds: Sequence[int], steps: int) -> Tensor:
+def follow(
+    backbone: DiffusionBackbone, predict: Predictor, seeds: Sequence[int], how: Sampling
+) -> Iterator[TensorBatch]:
+    """The states from the noise of these seeds to the finished ones; see `DiffusionBackbone.trajectory`."""
+    return backbone.trajectory(predict, backbone.start(seeds, how.height, how.width), how.steps, seeds)
+
+
+def finish(backbone: DiffusionBackbone, predict: Predictor, seeds: Sequence[int], how: Sampling) -> Tensor:
     """Follow a predictor from noise to pictures ``[n, 3, h, w]`` in [-1, 1]."""
-    *_, finished = backbone.trajectory(predict, backbone.start(seeds), steps)
+    *_, finished = follow(backbone, predict, seeds, how)
     return backbone.decode(finished).cpu().float()
 
 
@@ -77,7 +89,7 @@ def sample(backbone: DiffusionBackbone, wanted: Sequence[Scene], how: Sampling |
         part = wanted[start : start + how.batch]
         prompt, empty = conditionings(backbone, [s.prompt for s in part])
         predict = guided(backbone, prompt, empty, how.guidance)
-        pictures.append(finish(backbone, predict, [s.seed for s in part], how.steps))
+        pictures.append(finish(backbone, predict, [s.seed for s in part], how))
     return torch.cat(pictures)
 
 
@@ -89,8 +101,8 @@ def visited(backbone: DiffusionBackbone, wanted: Sequence[Scene], how: Sampling)
     turn: all scenes at one time, then all at the next.
     """
     prompt, empty = conditionings(backbone, [s.prompt for s in wanted])
-    start = backbone.start([s.seed for s in wanted])
-    path = list(backbone.trajectory(guided(backbone, prompt, empty, how.guidance), start, how.steps))[:-1]
+    predict = guided(backbone, prompt, empty, how.guidance)
+    path = list(follow(backbone, predict, [s.seed for s in wanted], how))[:-1]
     kept = path[1::3] or path
     return join(kept), torch.arange(len(wanted)).repeat(len(kept))
 
@@ -137,6 +149,6 @@ def sample_oracle(
         prompt, empty = conditionings(backbone, [scene.prompt for scene in part])
         amount = torch.full((len(part),), position * eta, device=backbone.device)
         predict = oracle(backbone, [(concept, amount)], prompt, empty, how.guidance)
-        return finish(backbone, predict, [scene.seed for scene in part], how.steps)
+        return finish(backbone, predict, [scene.seed for scene in part], how)
 
     return _over_dial(make, wanted, positions, how.batch)

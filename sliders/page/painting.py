@@ -67,7 +67,7 @@ def paint(
 
         with attach(backbone, dials) as attached:
             predict = _scheduled(backbone, attached, dials, part, how, told)
-            pictures.append(finish(backbone, predict, [row.scene.seed for row in part], how.steps))
+            pictures.append(finish(backbone, predict, [row.scene.seed for row in part], how))
     return torch.cat(pictures)
 
 
@@ -77,7 +77,7 @@ def _scheduled(
 ) -> Predictor:  # fmt: skip
     """A predictor that turns the dials before each step, and encodes the prompts anew where that changes them."""
     prompts = [row.scene.prompt for row in rows]
-    turns = _turns(attached.names, rows, how.steps)
+    turns = _turns(attached.names, rows, how.steps, backbone.calls(how.steps))
     encoding = {module.split(".")[0] for dial in dials for piece in dial.pieces() for module in piece.edit.modules}
     moves_prompts = not encoding.isdisjoint(backbone.conditioning_modules)
     known: tuple[TensorBatch, TensorBatch] | None = None
@@ -97,10 +97,13 @@ def _scheduled(
     return predict
 
 
-def _turns(names: Sequence[str], rows: Sequence[Row], steps: int) -> Iterator[tuple[int, dict[str, Tensor] | None]]:
-    """Each step, and where the dials must be turned to before it; None where they stay."""
+def _turns(
+    names: Sequence[str], rows: Sequence[Row], steps: int, calls: int
+) -> Iterator[tuple[int, dict[str, Tensor] | None]]:
+    """The step of each call of the model, and where the dials must be turned to before it; None where they stay."""
     before = None
-    for step in range(steps):
+    for call in range(calls):
+        step = call * steps // calls
         wanted = [row.at(step) for row in rows]
         if wanted == before:
             yield step, None

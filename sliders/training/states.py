@@ -99,15 +99,15 @@ class Rollout(StateSource):
     @torch.no_grad()
     def draw(self, teacher: Teacher, adapter: Adapter, batch: StepBatch) -> Lesson:
         backbone = denoiser(teacher)
-        states, questions = [], []
+        states, questions, calls = [], [], backbone.calls(self.steps)
         for row, (seed, preserved) in enumerate(zip(batch.seeds, batch.preserved.tolist(), strict=True)):
             rng = random.Random(seed)
             question = torch.tensor([choose_question(teacher, preserved, rng)])
             sign = rng.choice((1, -1)) if self.signed else 1
-            depth = rng.randrange(self.steps)
+            depth = rng.randrange(calls)
             with adapter.dial(sign * batch.magnitudes[row : row + 1]):
                 predict = teacher.follow(question, self.guidance)
-                path = backbone.trajectory(predict, backbone.start([seed]), self.steps)
+                path = backbone.trajectory(predict, backbone.start([seed]), self.steps, [seed])
                 states.append(next(state for k, state in enumerate(path) if k == depth))
             teacher.evaluations += depth * (1 if self.guidance == 1 else 2)
             questions.append(question)
@@ -232,17 +232,19 @@ class Pool(Pooled):
                 dials.append(dial)
                 seeds.append(seed)
         question, count = torch.tensor(questions), len(questions)
+        calls = backbone.calls(self.steps)
 
         def visit() -> TensorBatch:
-            path = backbone.trajectory(teacher.follow(question, self.guidance), backbone.start(seeds), self.steps)
-            teacher.evaluations += count * self.steps * (1 if self.guidance == 1 else 2)
+            predict = teacher.follow(question, self.guidance)
+            path = backbone.trajectory(predict, backbone.start(seeds), self.steps, seeds)
+            teacher.evaluations += count * calls * (1 if self.guidance == 1 else 2)
             return join(list(path)[:-1])
 
         with nullcontext() if base_alone else adapter.dial(torch.tensor(dials)):
             how = f"visit {seeds} {self.steps} {self.guidance}"
             state = teacher.recall(how, (teacher.targets(question),), visit, lasting=base_alone)
-        kept = self.steps if self.kept is None else min(self.kept * (1 + base_alone), self.steps)
-        depths = [rng.sample(range(self.steps), kept) for _ in questions]
+        kept = calls if self.kept is None else min(self.kept * (1 + base_alone), calls)
+        depths = [rng.sample(range(calls), kept) for _ in questions]
         index = torch.tensor(sorted(depth * count + k for k, drawn in enumerate(depths) for depth in drawn))
-        state, question = take(state, index), question.repeat(self.steps)[index]
+        state, question = take(state, index), question.repeat(calls)[index]
         return Lesson(state, question, *teacher.answer(state, question, self.chunk, lasting=base_alone))

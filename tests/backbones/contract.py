@@ -394,7 +394,7 @@ class LatentDiffusionContract(BackboneContract):
     @classmethod
     def three_states(cls, model: Any) -> TensorBatch:
         """Each at a time of its own."""
-        paths = [model.trajectory(Calls(), model.start([seed]), 4) for seed in SEEDS]
+        paths = [model.trajectory(Calls(), model.start([seed]), 4, [seed]) for seed in SEEDS]
         return join([next(islice(path, depth, None)) for depth, path in enumerate(paths)])
 
     def read_export(self, folder: Path) -> None:
@@ -417,7 +417,7 @@ class LatentDiffusionContract(BackboneContract):
     @pytest.mark.parametrize("steps", [1, 2, 7])
     def test_trajectory_yields_a_state_for_each_step_and_the_end(self, model: DiffusionBackbone, steps: int) -> None:
         calls = Calls()
-        states = list(model.trajectory(calls, model.start(SEEDS), steps))
+        states = list(model.trajectory(calls, model.start(SEEDS), steps, SEEDS))
         assert len(states) == steps + 1
         assert len(calls.asked) == steps
         assert {rows(state) for state in states} == {len(SEEDS)}
@@ -425,13 +425,13 @@ class LatentDiffusionContract(BackboneContract):
 
     def test_trajectory_asks_about_exactly_the_states_it_yields(self, model: DiffusionBackbone) -> None:
         calls = Calls()
-        states = list(model.trajectory(calls, model.start(SEEDS), 4))
+        states = list(model.trajectory(calls, model.start(SEEDS), 4, SEEDS))
         for asked, state in zip(calls.asked, states[:-1], strict=True):
             assert all(torch.equal(asked[name], state[name]) for name in state)
 
     def test_trajectory_predicts_only_when_the_next_state_is_asked_for(self, model: DiffusionBackbone) -> None:
         calls = Calls()
-        path = model.trajectory(calls, model.start(SEEDS), 4)
+        path = model.trajectory(calls, model.start(SEEDS), 4, SEEDS)
         assert not calls.asked
         for k, _ in enumerate(path):
             assert len(calls.asked) == k
@@ -439,21 +439,23 @@ class LatentDiffusionContract(BackboneContract):
     def test_trajectory_goes_row_by_row_and_the_same_again(
         self, model: DiffusionBackbone, conditioning: TensorBatch
     ) -> None:
-        *_, together = model.trajectory(lambda x: model.predict(x, conditioning), model.start(SEEDS), 3)
+        *_, together = model.trajectory(lambda x: model.predict(x, conditioning), model.start(SEEDS), 3, SEEDS)
         torch.manual_seed(99)
         for k, seed in enumerate(SEEDS):
             prompt = row(conditioning, k)
-            *_, alone = model.trajectory(lambda x, prompt=prompt: model.predict(x, prompt), model.start([seed]), 3)
+            *_, alone = model.trajectory(
+                lambda x, prompt=prompt: model.predict(x, prompt), model.start([seed]), 3, [seed]
+            )
             assert same(row(together, k), alone, atol=1e-4)
 
     def test_trajectory_follows_the_predictor(self, model: DiffusionBackbone, conditioning: TensorBatch) -> None:
         start = model.start(SEEDS)
-        *_, followed = model.trajectory(lambda x: model.predict(x, conditioning), start, 3)
-        *_, other = model.trajectory(Calls(), start, 3)
+        *_, followed = model.trajectory(lambda x: model.predict(x, conditioning), start, 3, SEEDS)
+        *_, other = model.trajectory(Calls(), start, 3, SEEDS)
         assert not same(followed, other)
 
     def test_decode_gives_pictures(self, model: DiffusionBackbone) -> None:
-        *_, finished = model.trajectory(Calls(), 10 * model.start(SEEDS), 2)
+        *_, finished = model.trajectory(Calls(), 10 * model.start(SEEDS), 2, SEEDS)
         pictures = model.decode(finished)
         assert pictures.shape[:2] == (3, 3)
         assert pictures.dim() == 4
@@ -461,7 +463,7 @@ class LatentDiffusionContract(BackboneContract):
         torch.testing.assert_close(pictures[1:2], model.decode(row(finished, 1)), rtol=1e-4, atol=1e-4)
 
     def test_timesteps_fall(self, model: DiffusionBackbone) -> None:
-        states = list(model.trajectory(Calls(), model.start(SEEDS), 6))
+        states = list(model.trajectory(Calls(), model.start(SEEDS), 6, SEEDS))
         times = torch.stack([state["timestep"] for state in states])
         assert times.shape == (7, 3)
         assert (times[1:] < times[:-1]).all()
@@ -493,8 +495,8 @@ class LatentDiffusionContract(BackboneContract):
             return noise if self.prediction == "epsilon" else a.sqrt() * noise - (1 - a).sqrt() * clean
 
         # `start` is pure noise; scaled so that the first state is the known one (a scheduler may scale it itself)
-        first = next(iter(model.trajectory(clairvoyant, torch.ones_like(clean), 6)))
-        states = list(model.trajectory(clairvoyant, expected(first) / first["latents"], 6))
+        first = next(iter(model.trajectory(clairvoyant, torch.ones_like(clean), 6, SEEDS)))
+        states = list(model.trajectory(clairvoyant, expected(first) / first["latents"], 6, SEEDS))
         assert len(states) == 7
         times = [int(state["timestep"][0]) for state in states]
         assert times == sorted(set(times), reverse=True)

@@ -31,7 +31,7 @@ class TestSDXL(LatentDiffusionContract):
             "a happy person", num_inference_steps=1, guidance_scale=1.0, latents=latents, output_type="latent"
         ).images
         prompt = model.encode(["a happy person"])
-        *_, ours = model.trajectory(lambda state: model.predict(state, prompt), latents, 1)
+        *_, ours = model.trajectory(lambda state: model.predict(state, prompt), latents, 1, [5])
         torch.testing.assert_close(ours["latents"], theirs, rtol=1e-4, atol=1e-5)
 
 

@@ -166,10 +166,10 @@ class Bent(DiffusionBackbone):
         base = state["x"] + conditioning["length"]
         return base + self.bend(self.dial).view(-1, 1) * torch.tensor([1.0, -2.0])
 
-    def start(self, seeds: Sequence[int]) -> Tensor:
+    def start(self, seeds: Sequence[int], height: int | None = None, width: int | None = None) -> Tensor:
         return torch.tensor([[float(seed), 1.0] for seed in seeds])
 
-    def trajectory(self, predict: Predictor, start: Tensor, steps: int) -> Iterator[TensorBatch]:
+    def trajectory(self, predict: Predictor, start: Tensor, steps: int, seeds: Sequence[int]) -> Iterator[TensorBatch]:
         state = {"x": start}
         for _ in range(steps):
             yield state

@@ -162,7 +162,7 @@ class TestRollout:
             mine = take(lesson.state, torch.tensor([row]))
             for sign in (1, -1):
                 with torch.no_grad(), adapter.dial(sign * items.magnitudes[row : row + 1]):
-                    path = shared.trajectory(lambda x: shared.predict(x, prompt), shared.start([seed]), steps)
+                    path = shared.trajectory(lambda x: shared.predict(x, prompt), shared.start([seed]), steps, [seed])
                     for depth, state in enumerate(path):
                         if torch.equal(state["timestep"], mine["timestep"]):
                             close = torch.allclose(state["latents"], mine["latents"], rtol=1e-4, atol=1e-4)
@@ -243,7 +243,11 @@ class TestPool:
         states = pool.draw(teacher, adapter, runs.batch(list(range(60)))).state
         prompt = shared.encode(["a person"] * 2)
         with torch.no_grad(), adapter.dial(watched.dials[0]):
-            path = list(shared.trajectory(lambda x: shared.predict(x, prompt), shared.start(watched.seeds[0]), 3))[:-1]
+            path = list(
+                shared.trajectory(
+                    lambda x: shared.predict(x, prompt), shared.start(watched.seeds[0]), 3, watched.seeds[0]
+                )
+            )[:-1]
         times = [int(state["timestep"][0]) for state in path]
         assert set(states["timestep"].tolist()) == set(times)
         for depth, (at, wanted) in enumerate(zip(times, path, strict=True)):

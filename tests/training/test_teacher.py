@@ -19,7 +19,7 @@ close = partial(torch.testing.assert_close, rtol=1e-4, atol=1e-5)
 @pytest.fixture(scope="module")
 def state(shared: DiffusionBackbone) -> TensorBatch:
     """Six states of different noise and time."""
-    paths = [shared.trajectory(lambda x: 0.3 * x["latents"], shared.start([s]), 6) for s in range(6)]
+    paths = [shared.trajectory(lambda x: 0.3 * x["latents"], shared.start([s]), 6, [s]) for s in range(6)]
     return join([list(path)[s] for s, path in enumerate(paths)])
 
 
