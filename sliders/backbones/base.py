@@ -177,6 +177,14 @@ class DiffusionBackbone(AbstractBackbone):
         ]
 
     @abstractmethod
+    def size(self, height: int | None = None, width: int | None = None) -> tuple[int, int]:
+        """Height and width of pictures in pixels: what is asked for, otherwise the model's own.
+
+        Raises:
+            SliderError: the model has no pictures of this size; with the nearest that it has.
+        """
+
+    @abstractmethod
     def start(self, seeds: Sequence[int], height: int | None = None, width: int | None = None) -> Tensor:
         """Where trajectories begin: a row for each seed, the same whatever stands in the other rows.
 

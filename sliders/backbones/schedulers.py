@@ -90,7 +90,27 @@ def sampler(scheduler: Any, model: str, name: str | None = None) -> Any:
             f"the {type(scheduler).__name__} of {model} is set up for models of flows, which a UNet of Stable "
             "Diffusion is not; give one whose configuration has no use_flow_sigmas and another prediction_type"
         )
+    _try(scheduler, model)
     return scheduler
+
+
+def _try(scheduler: Any, model: str) -> None:
+    """Go through a trajectory of nothing, which shows whether a scheduler can do what it is set up for."""
+    name, latents = type(scheduler).__name__, torch.ones(1, 1, 2, 2)
+    trial = begin(scheduler, 2, latents.device)
+    added = options(trial, [0], latents.shape[1:], 0.0)
+    try:
+        for t in trial.timesteps:
+            trial.scale_model_input(latents, t)
+            latents = trial.step(latents, t, latents, **added).prev_sample
+    except (NotImplementedError, ValueError) as error:
+        said = " ".join(str(error).split())
+        raise SliderError(f"the {name} of {model} cannot make a step as it is set up: {said}") from error
+    if not latents.isfinite().all():
+        raise SliderError(
+            f"the {name} of {model} divides by 0 as it is set up (rescale_betas_zero_snr needs another prediction_type "
+            "than epsilon, and solver_type bh1 final sigmas above 0); set the backbone's scheduler to another"
+        )
 
 
 def _ddim(pndm: Any) -> DDIMScheduler:
@@ -116,9 +136,11 @@ def begin(scheduler: Any, steps: int, device: torch.device) -> Any:
         SliderError: it cannot make so many steps.
     """
     fresh = type(scheduler).from_config(scheduler.config)
+    if steps < 1:
+        raise SliderError(f"{type(scheduler).__name__} cannot make {steps} steps; give at least 1")
     try:
         fresh.set_timesteps(steps, device=device)
-    except (ValueError, IndexError, ZeroDivisionError) as error:
+    except (ValueError, IndexError) as error:
         said = " ".join(str(error).split())
         raise SliderError(f"{type(scheduler).__name__} cannot make {steps} steps: {said}") from error
     return fresh

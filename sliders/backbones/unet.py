@@ -146,11 +146,6 @@ class UNetBackbone(DiffusionBackbone):
         return None
 
     def size(self, height: int | None = None, width: int | None = None) -> tuple[int, int]:
-        """Height and width of pictures: what is asked for, else what the backbone was made with, else the model's own.
-
-        Raises:
-            SliderError: the autoencoder has no such pictures, or nobody says how large they are.
-        """
         factor, own = self.pipeline.vae_scale_factor, self.unet.config.sample_size
         sides = (own, own) if isinstance(own, int) else own or (None, None)
         found: list[int] = []
@@ -195,7 +190,10 @@ class UNetBackbone(DiffusionBackbone):
 
     @torch.no_grad()
     def decode(self, finished: TensorBatch) -> Tensor:
-        latents = finished["latents"] / self.vae.config.scaling_factor
+        latents, config = finished["latents"] / self.vae.config.scaling_factor, self.vae.config
+        if config.get("latents_mean") and config.get("latents_std"):  # of each channel
+            mean, std = (latents.new_tensor(config[name])[:, None, None] for name in ("latents_mean", "latents_std"))
+            latents = latents * std + mean
         return torch.cat([self.vae.decode(x).sample for x in latents.split(32)]).clamp(-1, 1)
 
     def write(self, folder: Path) -> None:

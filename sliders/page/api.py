@@ -38,22 +38,25 @@ def build(session: Session) -> None:
 
     def draw(
         request: gr.Request, dials: Dials, prompt: str, seed: int = 0, steps: int = 15, guidance: float = 4.0,
-        start: int = 0,
+        start: int = 0, height: int | None = None, width: int | None = None,
     ) -> dict[str, Any]:  # fmt: skip
-        """The base's picture and that with the dials, of one seed."""
-        drawn = session.draw(user_of(request), Canvas(prompt, seed, steps, guidance, start), dials)
+        """The base's picture and that with the dials, of one seed; height and width are the model's own if not given."""
+        canvas = Canvas(prompt, seed, steps, guidance, start, height, width)
+        drawn = session.draw(user_of(request), canvas, dials)
         uris = {"base": pictures.picture_uri(drawn.base), "turned": pictures.picture_uri(drawn.turned)}
         return {**uris, "seconds": drawn.seconds}
 
     def grid(
         request: gr.Request, dials: Dials, prompt: str, across: str, down: str = "", low: float = -2.0,
         high: float = 2.0, count: int = 5, seed: int = 0, steps: int = 15, guidance: float = 4.0,
+        height: int | None = None, width: int | None = None,
     ) -> list[list[str]]:  # fmt: skip
         """Pictures over one or two dials, a list for each position across."""
         axes = [Axis(key, low, high, count) if key else None for key in (across, down)]
         if axes[0] is None:
             raise SliderError("'across' is empty; name a dial")
-        made = session.grid(user_of(request), Canvas(prompt, seed, steps, guidance), dials, axes[0], axes[1])
+        canvas = Canvas(prompt, seed, steps, guidance, height=height, width=width)
+        made = session.grid(user_of(request), canvas, dials, axes[0], axes[1])
         return [[pictures.picture_uri(picture) for picture in column] for column in made]
 
     def write(

@@ -10,6 +10,7 @@ from sliders.page.painting import Positions, Row
 from sliders.page.safety import clean_text, short, whole, within
 
 FARTHEST = 8.0
+LARGEST = 1536
 MOST_ON_A_SIDE = 7
 MOST_CHOSEN = 12
 
@@ -24,6 +25,8 @@ class Canvas:
         steps: of sampling.
         guidance: classifier-free guidance scale.
         start: the step at which the sliders set in: later ones keep more of the base's composition.
+        height: in pixels; the model's own if None.
+        width: likewise.
     """
 
     prompt: str
@@ -31,6 +34,8 @@ class Canvas:
     steps: int = 15
     guidance: float = 4.0
     start: int = 0
+    height: int | None = None
+    width: int | None = None
 
     def __post_init__(self) -> None:
         short(self.prompt, "the prompt", 300)
@@ -38,6 +43,9 @@ class Canvas:
         whole(self.steps, "steps", 1, 50)
         within(self.guidance, "guidance", 0, 20)
         whole(self.start, "the start step", 0, self.steps)
+        for name in ("height", "width"):
+            if (side := getattr(self, name)) is not None:
+                whole(side, f"the {name}", 8, LARGEST)
 
     @property
     def scene(self) -> Scene:
@@ -45,8 +53,9 @@ class Canvas:
         return Scene(self.prompt, int(self.seed))
 
     def sampling(self, batch: int = 16) -> Sampling:
-        """Its steps and guidance."""
-        return Sampling(int(self.steps), self.guidance, batch)
+        """How it is sampled."""
+        height, width = (None if side is None else int(side) for side in (self.height, self.width))
+        return Sampling(int(self.steps), self.guidance, batch, height, width)
 
     def row(self, positions: Positions) -> Row:
         """Its picture with dials at these positions from the start step on."""

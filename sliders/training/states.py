@@ -94,6 +94,8 @@ class Rollout(StateSource):
     """
 
     def __init__(self, steps: int = 50, guidance: float = 3.0, signed: bool = True) -> None:
+        if steps < 1:
+            raise SliderError(f"Rollout.steps is {steps}; it must be at least 1")
         self.steps, self.guidance, self.signed = steps, guidance, signed
 
     @torch.no_grad()

@@ -166,6 +166,9 @@ class Bent(DiffusionBackbone):
         base = state["x"] + conditioning["length"]
         return base + self.bend(self.dial).view(-1, 1) * torch.tensor([1.0, -2.0])
 
+    def size(self, height: int | None = None, width: int | None = None) -> tuple[int, int]:
+        raise NotImplementedError
+
     def start(self, seeds: Sequence[int], height: int | None = None, width: int | None = None) -> Tensor:
         return torch.tensor([[float(seed), 1.0] for seed in seeds])
 

@@ -52,7 +52,7 @@ def test_guidance_and_steps_are_heeded(base: DiffusionBackbone) -> None:
     """With guidance 1 it is the plain model; otherwise another picture."""
     prompt = base.encode([scene.prompt for scene in SCENES])
     with torch.no_grad():
-        plain = finish(base, lambda state: base.predict(state, prompt), [scene.seed for scene in SCENES], 3)
+        plain = finish(base, lambda state: base.predict(state, prompt), [scene.seed for scene in SCENES], Sampling(steps=3))
     close(sample(base, SCENES, Sampling(steps=3, guidance=1.0)), plain)
     assert apart(sample(base, SCENES, Sampling(steps=3, guidance=6.0)), plain) > 1e-3
     assert apart(sample(base, SCENES, Sampling(steps=4, guidance=1.0)), plain) > 1e-3
@@ -104,7 +104,7 @@ def test_the_oracle_s_amount_is_dial_times_eta(base: DiffusionBackbone, batch: i
     for k, amount in enumerate([-3.0, 6.0]):
         with torch.no_grad():
             predict = oracle(base, [(HAPPY, torch.full((3,), amount))], prompt, empty, 2.0)
-            close(made[k], finish(base, predict, [scene.seed for scene in SCENES], 3))
+            close(made[k], finish(base, predict, [scene.seed for scene in SCENES], Sampling(steps=3)))
 
 
 def test_the_oracle_asks_for_nothing_that_it_does_not_use(

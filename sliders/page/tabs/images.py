@@ -21,7 +21,7 @@ WAITING = '<div class="waiting">The first picture comes in a moment.</div>'
 class Easel:
     """The controls of what is painted; other tabs paint the same."""
 
-    def __init__(self, prompt: str) -> None:
+    def __init__(self, prompt: str, size: tuple[int, int]) -> None:
         with gr.Row(equal_height=True):
             self.prompt = gr.Textbox(
                 prompt, label="Prompt", max_length=300, scale=4, elem_id="prompt", info="Enter draws it"
@@ -37,24 +37,30 @@ class Easel:
                 0, 100, 0, step=5, label="Sliders set in after (% of the steps)",
                 info="Later: more of the base's composition stays",
             )  # fmt: skip
+            with gr.Row():
+                self.height, self.width = (
+                    gr.Number(side, label=label, precision=0, minimum=8, min_width=120, elem_id=label.lower())
+                    for label, side in zip(("Height", "Width"), size, strict=True)
+                )
 
     @property
     def components(self) -> set[Block]:
         """What a listener needs to read them."""
-        return {self.prompt, self.seed, self.steps, self.guidance, self.start}
+        return {self.prompt, self.seed, self.steps, self.guidance, self.start, self.height, self.width}
 
     def canvas(self, values: Values) -> Canvas:
         """What they ask for."""
         steps = values[self.steps]
         start = round(steps * values[self.start] / 100)
-        return Canvas(values[self.prompt], values[self.seed] or 0, steps, values[self.guidance], start)
+        size = values[self.height], values[self.width]
+        return Canvas(values[self.prompt], values[self.seed] or 0, steps, values[self.guidance], start, *size)
 
 
 def build(session: Session, prompt: str, page: gr.Blocks) -> tuple[Easel, Board]:
     """Put the tab on the page."""
     with gr.Row():
         with gr.Column(scale=5, min_width=320):
-            easel = Easel(prompt)
+            easel = Easel(prompt, session.backbone.size())
             board = Board.build(session.images.entries(session.images.opening))
             if not session.images.opening:
                 gr.Markdown("There is no slider yet: upload one below, or train one with `make train`.")
@@ -108,7 +114,8 @@ def build(session: Session, prompt: str, page: gr.Blocks) -> tuple[Easel, Board]
     easel.prompt.submit(**drawing)
     for control in (*board.dials, easel.steps, easel.guidance, easel.start):
         control.release(**drawing)
-    easel.seed.change(**drawing)
+    for number in (easel.seed, easel.height, easel.width):
+        number.change(**drawing)
     easel.dice.click(lambda: random.randrange(10_000), None, easel.seed, api_visibility="private")
     easel.zero.click(lambda: [0.0] * len(board.dials), None, board.dials, api_visibility="private").then(**drawing)
     paint_grid.click(grid, inputs | {across, down, reach, count}, gridded, **once)
