@@ -62,6 +62,16 @@ def scenes(prompts: Sequence[str], count: int, first_seed: int = 1000) -> list[S
     return [Scene(prompts[i % len(prompts)], first_seed + i) for i in range(count)]
 
 
+def check_sampling(backbone: DiffusionBackbone, how: Sampling) -> None:
+    """Know before any work is done whether a loaded model can make pictures like this.
+
+    Raises:
+        SliderError: not of this size, or not in so many steps.
+    """
+    backbone.size(how.height, how.width)
+    backbone.calls(how.steps)
+
+
 def conditionings(backbone: DiffusionBackbone, prompts: Sequence[str]) -> tuple[TensorBatch, TensorBatch]:
     """Of the prompts, and of the empty prompt as often."""
     return backbone.encode(prompts), backbone.encode([""] * len(prompts))

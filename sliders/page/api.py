@@ -40,7 +40,7 @@ def build(session: Session) -> None:
         request: gr.Request, dials: Dials, prompt: str, seed: int = 0, steps: int = 15, guidance: float = 4.0,
         start: int = 0, height: int | None = None, width: int | None = None,
     ) -> dict[str, Any]:  # fmt: skip
-        """The base's picture and that with the dials, of one seed; height and width are the model's own if not given."""
+        """The base's picture and that with the dials, of one seed; of the model's own size if none is given."""
         canvas = Canvas(prompt, seed, steps, guidance, start, height, width)
         drawn = session.draw(user_of(request), canvas, dials)
         uris = {"base": pictures.picture_uri(drawn.base), "turned": pictures.picture_uri(drawn.turned)}

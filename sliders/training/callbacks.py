@@ -18,7 +18,7 @@ from sliders.evaluation.dose import dose_response
 from sliders.evaluation.judge import AttributeJudge
 from sliders.evaluation.plots import strip
 from sliders.evaluation.report import evaluate_dial, heldout_prompts, load_judge, write_report
-from sliders.evaluation.sampling import Sampling, sample_dial, scenes
+from sliders.evaluation.sampling import Sampling, check_sampling, sample_dial, scenes
 from sliders.paths import Source
 from sliders.training.module import SliderModule
 
@@ -149,6 +149,10 @@ class Probe(AbstractProbe):
         assert isinstance(pl_module, SliderModule)
         self._judge = _early(pl_module, self.judge_file, self.pictures)
 
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, SliderModule)
+        check_sampling(denoiser(pl_module), self.sampling)
+
     def look(self, trainer: L.Trainer, module: SliderModule, adapter: Adapter) -> None:
         concept = module.concept
         measure = concept.measure
@@ -194,6 +198,10 @@ class FinalReport(AbstractReport):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         assert isinstance(pl_module, SliderModule)
         _early(pl_module, self.judge_file, self.pictures)
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, SliderModule)
+        check_sampling(denoiser(pl_module), self.sampling)
 
     def report(self, trainer: L.Trainer, module: SliderModule, adapter: Adapter) -> None:
         folder, concept = run_folder(trainer), module.concept

@@ -3,9 +3,11 @@
 import itertools
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
+from diffusers import HeunDiscreteScheduler
 from torch import Tensor
 
 from sliders.attach import attach
@@ -49,6 +51,35 @@ def test_the_start_step_is_between_the_slider_and_the_base(session: Session, pai
     assert sizes[0] == apart(whole, base)
     assert sizes[-1] == 0
     assert all(a > b for a, b in itertools.pairwise(sizes))
+
+
+def test_schedulers_that_ask_twice_a_step(
+    session: Session, painter: UNetBackbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The start step still counts steps, of which the report tells."""
+    heun = HeunDiscreteScheduler.from_config(painter.scheduler.config)
+    monkeypatch.setattr(painter, "scheduler", heun)
+    told: list[tuple[int, int]] = []
+    canvas = Canvas("a person", 5, 4, 2.0)
+    base = plain(painter, canvas)
+    drawn = session.draw("a", canvas, {"happy": 1.0}, lambda done, total, _: told.append((done, total)))
+    assert torch.equal(drawn.base, base)
+    assert told == 2 * [(step, 4) for step in (0, 0, 1, 1, 2, 2, 3)]
+    late = session.draw("a", replace(canvas, start=3), {"happy": 1.0})
+    assert 0 < apart(late.turned, base) < apart(drawn.turned, base)
+
+
+def test_pictures_of_another_size(session: Session, painter: UNetBackbone) -> None:
+    canvas = replace(CANVAS, height=24, width=32)
+    drawn = session.draw("a", canvas, {"happy": 1.0})
+    assert drawn.base.shape == drawn.turned.shape == (3, 24, 32)
+    assert session.draw("a", CANVAS, {}).base.shape == (3, 16, 16), "the base of another size is another picture"
+    assert session.grid("a", canvas, {}, Axis("happy", -1, 1, 3)).shape[-2:] == (24, 32)
+    assert session.compare("a", canvas, "happy", 1.0).change().shape == (24, 32)
+    with pytest.raises(SliderError, match="width is 33"):
+        session.draw("a", replace(canvas, width=33), {"happy": 1.0})
+    with pytest.raises(SliderError, match="the height"):
+        replace(canvas, height=100_000)
 
 
 def test_a_grid_holds_the_pictures_that_single_requests_give(session: Session) -> None:

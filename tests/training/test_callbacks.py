@@ -62,6 +62,17 @@ def test_the_slider_is_written_at_the_interval_and_at_the_end(base: Path, tmp_pa
     assert json.loads(written.metadata["sliders.training"])["steps"] == 5
 
 
+@pytest.mark.parametrize("how", [Sampling(height=23), Sampling(steps=2000)])
+@pytest.mark.parametrize("callback", [Probe, FinalReport])
+def test_pictures_that_cannot_be_are_known_before_the_first_step(
+    base: Path, tmp_path: Path, callback: type[Probe | FinalReport], how: Sampling
+) -> None:
+    curve = runs.Curve()
+    with pytest.raises(SliderError, match=r"height is 23|2000 steps"):
+        runs.fit(runs.module(base), tmp_path, 2, callbacks=[callback(sampling=how), curve])
+    assert not curve.values
+
+
 def test_a_probe_says_early_whether_the_concept_moves(
     base: Path, tmp_path: Path, concept: Concept, judge: Path
 ) -> None:

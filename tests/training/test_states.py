@@ -9,10 +9,12 @@ from torch import Tensor
 
 from sliders.attach import Adapter
 from sliders.backbones.base import DiffusionBackbone
+from sliders.backbones.unet import UNetBackbone
 from sliders.batch import TensorBatch, take
 from sliders.errors import SliderError
 from sliders.training.states import Lesson, Pool, Rollout, StateSource
 from sliders.training.teacher import Teacher
+from tests import tiny
 from tests.training import runs
 
 SEEDS = [11, 12, 13, 14, 15, 16]
@@ -353,3 +355,33 @@ class TestPool:
     def test_what_cannot_be_is_an_error(self, wrong: dict[str, int]) -> None:
         with pytest.raises(SliderError, match=next(iter(wrong))):
             Pool(**wrong)
+
+    def test_schedulers_that_ask_twice_a_step(self) -> None:
+        """A trajectory's states are all that the model is asked about, and every call is counted."""
+        model = UNetBackbone("tiny", scheduler="HeunDiscreteScheduler")
+        model.use(tiny.stable_diffusion())
+        adapter = Adapter(model, model.select_targets(["xattn"]), 2, 2.0)
+        runs.randomize(adapter)
+        counts, steps = runs.count_rows(model, pytest.MonkeyPatch()), 3
+        teacher, pool = Teacher(model, runs.HAPPY, adapter), Pool(trajectories=2, steps=steps, kept=None)
+        pool.draw(teacher, adapter, runs.batch(SEEDS))
+        assert pool._contents is not None
+        assert len(pool._contents.lesson.question) == 2 * (2 * steps - 1)
+        Rollout(steps=steps).draw(teacher, adapter, runs.batch(list(range(20))))
+        assert sum(counts) == teacher.evaluations
+        times = Rollout(steps=1, guidance=1.0).draw(teacher, adapter, runs.batch(SEEDS)).state["timestep"]
+        assert len(set(times.tolist())) == 1, "one step, and the last one of Heun asks once"
+
+    def test_noise_on_the_way_is_each_trajectory_s_own(self) -> None:
+        """A lesson does not depend on the global state of chance, and a rollout's row not on the others."""
+        model = UNetBackbone("tiny", scheduler="EulerAncestralDiscreteScheduler")
+        model.use(tiny.stable_diffusion())
+        adapter = Adapter(model, model.select_targets(["xattn"]), 2, 2.0)
+        runs.randomize(adapter)
+        teacher, items = Teacher(model, runs.HAPPY, adapter), runs.batch(SEEDS)
+        for make in (lambda: Pool(trajectories=4, steps=3), lambda: Rollout(steps=4)):
+            one = make().draw(teacher, adapter, items)
+            torch.manual_seed(9)
+            assert same(one, make().draw(teacher, adapter, items))
+        alone = Rollout(steps=4).draw(teacher, adapter, runs.batch(SEEDS[2:3]))
+        torch.testing.assert_close(alone.state["latents"], one.state["latents"][2:3], rtol=1e-4, atol=1e-4)
