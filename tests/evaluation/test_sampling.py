@@ -1,6 +1,7 @@
 """Pictures over a dial are the pictures of the dial at each place."""
 
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -170,11 +171,11 @@ def test_pictures_of_any_height_and_width(family: str) -> None:
     how = Sampling(steps=2, guidance=2.0, width=32)
     pictures = sample(model, SCENES, how)
     assert pictures.shape == (3, 3, 24, 32)
-    theirs = made(
+    theirs: Any = made(
         [scene.prompt for scene in SCENES], num_inference_steps=2, guidance_scale=2.0, height=24, width=32,
         generator=[torch.Generator().manual_seed(scene.seed) for scene in SCENES], output_type="pt",
-    ).images  # fmt: skip
-    close(pictures, 2 * theirs - 1)
+    )  # fmt: skip
+    close(pictures, 2 * theirs.images - 1)
     assert sample(model, SCENES, Sampling(steps=2)).shape == (3, 3, 24, 16)
     dial = torch.stack([pictures, pictures])
     assert strip(dial, [0, 1], ["a", "b", "c"], "t").width > strip(dial.mT, [0, 1], ["a", "b", "c"], "t").width
