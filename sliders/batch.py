@@ -45,6 +45,11 @@ def move(batch: TensorBatch, device: torch.device | str) -> TensorBatch:
     return {name: value.to(device) for name, value in batch.items()}
 
 
+def widened(values: Tensor) -> Tensor:
+    """The same in float32 at least: what is compared, summed up or fitted, whatever the model's precision."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def tile(values: Tensor, count: int) -> Tensor:
     """``values`` ``[n, ...]`` for ``count`` rows, as often over as they go into it.
 

@@ -17,6 +17,7 @@ from sliders.algebra.slider import NamedDial
 from sliders.attach import attach, baked, check_names
 from sliders.backbones.base import AbstractBackbone, DiffusionBackbone
 from sliders.backbones.causal_lm import CausalLMBackbone
+from sliders.backbones.placement import Precision
 from sliders.cli_algebra import compose
 from sliders.cli_defaults import BASE, JUDGE, LANGUAGE, listed, one_each, some
 from sliders.cli_demo import demo
@@ -44,8 +45,11 @@ from sliders.shipped import with_files
 DRIFT_AT_1, DRIFT_AT_2 = 0.08, 0.12
 
 
-def _load(files: Sequence[Given], backbone: AbstractBackbone, any_base: bool) -> list[NamedDial]:
+def _load(
+    files: Sequence[Given], backbone: AbstractBackbone, any_base: bool, device: str | None, dtype: Precision | None
+) -> list[NamedDial]:
     """The sliders, and then the model, which takes longer to read."""
+    backbone.place(device, dtype)
     loaded = [file.load() for file in files]
     check_names(loaded)
     backbone.load()
@@ -110,6 +114,8 @@ def preview(
     text: bool = False,
     language: CausalLMBackbone = LANGUAGE,
     speaking: Speaking | None = None,
+    device: str | None = None,
+    dtype: Precision | None = None,
 ) -> None:
     """Show what a concept's slider can become, without training: its direction added at sampling time.
 
@@ -124,6 +130,8 @@ def preview(
         text: with the language model, whose responses are read.
         language: the language model.
         speaking: how it answers.
+        device: to run on: cpu, cuda, one such as cuda:1, mps, or auto for the best; the model's own unless given.
+        dtype: precision of its weights: float32, bfloat16, float16, or auto; the model's own unless given.
     """
     what = Concept.load(concept).worded("text" if text else "image")
     out = out or Path("runs") / "preview" / what.name
@@ -132,9 +140,11 @@ def preview(
         raise SliderError(f"--amounts has {one_side[0]:g}; give amounts above 0, each is sampled on both sides")
     both = [-a for a in reversed(one_side)] + [0.0, *one_side]
     if text:
+        language.place(device, dtype)
         language.load()
         cli_text.preview(language, what, both, pictures, speaking or Speaking(), out)
         return
+    backbone.place(device, dtype)
     backbone.load()
     wanted = scenes(heldout_prompts(what), pictures)
     reader = load_judge(judge, what) if judge is not None and what.measure is not None else None
@@ -166,6 +176,8 @@ def generate(
     text: bool = False,
     language: CausalLMBackbone = LANGUAGE,
     speaking: Speaking | None = None,
+    device: str | None = None,
+    dtype: Precision | None = None,
 ) -> None:
     """Make pictures, or with --text responses, with sliders at their dials, beside the base's of the same seeds.
 
@@ -181,13 +193,15 @@ def generate(
         text: the prompts are messages to the language model, whose responses are streamed.
         language: the language model.
         speaking: length and temperature of the responses.
+        device: to run on: cpu, cuda, one such as cuda:1, mps, or auto for the best; the model's own unless given.
+        dtype: precision of its weights: float32, bfloat16, float16, or auto; the model's own unless given.
     """
     prompts, seeds = some("prompt", prompt), some("--seed", seed)
     if not text:
         _check_picture(out)
     one_each(dial, files := given(slider, "--slider"))
     used = language if text else backbone
-    loaded = _load(files, used, any_base)
+    loaded = _load(files, used, any_base, device, dtype)
     positions = _positions(loaded, dial)
     if text:
         cli_text.generate(language, prompts, loaded, positions, seeds, speaking or Speaking(tokens=96))
@@ -220,6 +234,8 @@ def evaluate(
     any_base: bool = False,
     language: CausalLMBackbone = LANGUAGE,
     speaking: Speaking | None = None,
+    device: str | None = None,
+    dtype: Precision | None = None,
 ) -> None:
     """Measure a slider on held-out prompts: effect, drift, straightness; JSON, a table and plots.
 
@@ -238,16 +254,18 @@ def evaluate(
         any_base: load a slider that was made for another base.
         language: the language model.
         speaking: how it answers.
+        device: to run on: cpu, cuda, one such as cuda:1, mps, or auto for the best; the model's own unless given.
+        dtype: precision of its weights: float32, bfloat16, float16, or auto; the model's own unless given.
     """
     positions = sorted({0.0, *(listed(dials) if dials is not None else [-2, -1.5, -1, -0.5, 0.5, 1, 1.5, 2])})
     what = Concept.load(concept) if concept else None
     files = given(slider, "slider")
     folder = out or _evaluation(files[0].path)
     if formats.all_of_language([file.path for file in files]):
-        spoken = _load(files, language, any_base)[0]
+        spoken = _load(files, language, any_base, device, dtype)[0]
         cli_text.evaluate(language, spoken, what, positions, pictures, speaking or Speaking(), folder)
         return
-    loaded = _load(files, backbone, any_base)[0]
+    loaded = _load(files, backbone, any_base, device, dtype)[0]
     what = (what or concept_of(loaded)).worded("image")
     reader = load_judge(judge, what) if judge else None
     strength = eta if eta is not None else number_of(loaded, "sliders.eta", 1.0)
@@ -282,6 +300,8 @@ def bake(
     backbone: DiffusionBackbone = BASE,
     any_base: bool = False,
     language: CausalLMBackbone = LANGUAGE,
+    device: str | None = None,
+    dtype: Precision | None = None,
 ) -> None:
     """Write a whole model with sliders or edits merged into it; the dials are gone then.
 
@@ -292,11 +312,13 @@ def bake(
         backbone: the model of pictures.
         any_base: load sliders that were made for another base.
         language: the language model, for sliders of one.
+        device: to run on: cpu, cuda, one such as cuda:1, mps, or auto for the best; the model's own unless given.
+        dtype: precision of its weights: float32, bfloat16, float16, or auto; the model's own unless given.
     """
     files = given(slider, "slider")
     one_each(dial, files)
     model = language if formats.all_of_language([file.path for file in files]) else backbone
-    loaded = _load(files, model, any_base)
+    loaded = _load(files, model, any_base, device, dtype)
     positions = _positions(loaded, dial)
     total = sum((one.at(positions[one.name]) for one in loaded), Translation({}))
     parameters = set(dict(model.named_parameters()))

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from sliders.backbones.causal_lm import CausalLMBackbone
+from sliders.backbones.placement import Precision
 from sliders.backbones.sdxl import SDXLBackbone
 from sliders.backbones.unet import UNetBackbone
 from sliders.cli_defaults import AVATARS, JUDGE, LANGUAGE, listed
@@ -27,6 +28,8 @@ def demo(
     queue: int = 32,
     upload_mb: float = 32.0,
     out: Path = Path("runs/demo"),
+    device: str | None = None,
+    dtype: Precision | None = None,
 ) -> None:
     """Open a page on which dials are turned: pictures, language, algebra, and one slider looked at closely.
 
@@ -44,6 +47,8 @@ def demo(
         queue: requests that may wait; more are turned away.
         upload_mb: the largest file that can be uploaded, in MB.
         out: folder for what users upload and download; nothing outside of it can be read through the page.
+        device: to run both models on: cpu, cuda, one such as cuda:1, mps, or auto for the best; auto unless given.
+        dtype: precision of their weights: float32, bfloat16, float16, or auto; auto unless given.
     """
     try:
         from sliders.page.app import launch
@@ -55,8 +60,9 @@ def demo(
 
     if judge is None and model == AVATARS:
         judge = JUDGE
-    session = open_session(
-        _FAMILIES[family](model), language, None if sliders is None else listed(sliders), out, judge, upload_mb
-    )
+    backbone = _FAMILIES[family](model)
+    for used in (backbone, language):
+        used.place(device, dtype)
+    session = open_session(backbone, language, None if sliders is None else listed(sliders), out, judge, upload_mb)
     say(f"sliders {', '.join([*session.images.opening, *session.texts.opening]) or 'none'}")
     launch(session, host, port, auth, queue, ready=lambda url: say(f"page    {url}"))

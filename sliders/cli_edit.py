@@ -11,6 +11,7 @@ from sliders.algebra.edit import Translation
 from sliders.algebra.slider import Slider
 from sliders.backbones.base import AbstractBackbone
 from sliders.backbones.causal_lm import CausalLMBackbone
+from sliders.backbones.placement import Precision
 from sliders.cli_defaults import BASE, LANGUAGE
 from sliders.console import say
 from sliders.editors.base import Editor
@@ -46,11 +47,14 @@ def _command(method: str, kind: type[Editor]) -> Callable[..., None]:
         name: str = method,
         seed: int = 0,
         lora: bool = False,
+        device: str | None = None,
+        dtype: Precision | None = None,
     ) -> None:
         if editor is None:
             raise SliderError(
                 f"nothing to fit: give --config, such as configs/editors/{method}.yaml, or --editor.FIELD"
             )
+        backbone.place(device, dtype)
         fit(editor, backbone, name, out, seed, lora)
 
     edit.__annotations__["editor"] = kind | None
@@ -63,6 +67,8 @@ def _command(method: str, kind: type[Editor]) -> Callable[..., None]:
             name: what to call it.
             seed: of what is drawn.
             lora: write a slider as the model's own library loads it, where the edit only adds to weights.
+            device: to run on: cpu, cuda, one such as cuda:1, mps, or auto for the best; the model's own unless given.
+            dtype: precision of its weights: float32, bfloat16, float16, or auto; the model's own unless given.
         """
     return edit
 

@@ -6,6 +6,7 @@ from sliders.algebra.slider import Hinge, NamedDial, Slider
 from sliders.attach import check_names
 from sliders.backbones.base import AbstractBackbone
 from sliders.backbones.causal_lm import CausalLMBackbone
+from sliders.backbones.placement import Precision
 from sliders.backbones.sdxl import SDXLBackbone
 from sliders.backbones.unet import UNetBackbone
 from sliders.console import say
@@ -28,6 +29,8 @@ def explain(
     words: int = 400,
     out: Path = Path("runs/explain"),
     any_base: bool = False,
+    device: str | None = None,
+    dtype: Precision | None = None,
 ) -> None:
     """Find out what an update changed: its kind, rank, place, nearest sliders, and what it reads and writes.
 
@@ -43,6 +46,8 @@ def explain(
         words: at most so many are tried.
         out: folder for what is written.
         any_base: explain an update that was made for another base.
+        device: to run on: cpu, cuda, one such as cuda:1, mps, or auto for the best; the model's own unless given.
+        dtype: precision of its weights: float32, bfloat16, float16, or auto; the model's own unless given.
     """
     (one,) = given(update, "update")
     update = one.path
@@ -59,6 +64,7 @@ def explain(
     check_names(known)
     backbone = _backbone(before) if run and before else None
     if backbone is not None:
+        backbone.place(device, dtype)
         backbone.load()
         if dial is not None and not any_base:
             check_base(dial, backbone.fingerprint(), str(before.folder if before else ""))

@@ -9,6 +9,7 @@ from sliders.algebra.slider import NamedDial, Slider
 from sliders.attach import check_names
 from sliders.backbones.base import DiffusionBackbone
 from sliders.backbones.causal_lm import CausalLMBackbone
+from sliders.backbones.placement import Placement, Precision
 from sliders.cli_defaults import BASE, LANGUAGE, listed
 from sliders.console import say
 from sliders.errors import SliderError
@@ -36,6 +37,8 @@ def laws(
     steps: int | None = None,
     out: Path = Path("runs/laws"),
     any_base: bool = False,
+    device: str | None = None,
+    dtype: Precision | None = None,
 ) -> None:
     """Measure which laws sliders obey: JSON, tables, and one page with pictures that says what each shows.
 
@@ -58,6 +61,8 @@ def laws(
         steps: for fitting: of each training; those of the configuration unless given.
         out: folder for `laws.json`, `laws.html` and what is trained.
         any_base: load sliders that were made for another base.
+        device: to run on: cpu, cuda, one such as cuda:1, mps, or auto for the best; the model's own unless given.
+        dtype: precision of its weights: float32, bfloat16, float16, or auto; the model's own unless given.
     """
     files, others = given(slider, "slider"), given(twin, "--twin")
     paths = [file.path for file in files]
@@ -66,6 +71,7 @@ def laws(
         raise SliderError(f"--twin has {len(twins)} files for {len(dials)} sliders; give one each, in the same order")
     check_names(dials)
     used = language if formats.all_of_language([*paths, *(other.path for other in others)]) else backbone
+    used.place(device, dtype)
     used.load()
     for dial in [] if any_base else [*dials, *twins]:
         check_base(dial, used.fingerprint(), used.base_model)
@@ -76,13 +82,20 @@ def laws(
         if level == "behaviour":
             report = laws_study.behaviour(stage, dials, dict(zip((dial.name for dial in dials), twins, strict=False)))
         else:
-            report = _fitting(stage, paths, dials, out, seeds, steps)
+            where = None if device is None and dtype is None else used.placement
+            report = _fitting(stage, paths, dials, out, seeds, steps, where)
     report.write(out)
     say(*[section.table() for section in report.sections if section.rows], f"report  {out / 'laws.html'}")
 
 
 def _fitting(
-    stage: Stage, files: Sequence[Path], dials: Sequence[NamedDial], out: Path, seeds: int, steps: int | None
+    stage: Stage,
+    files: Sequence[Path],
+    dials: Sequence[NamedDial],
+    out: Path,
+    seeds: int,
+    steps: int | None,
+    where: Placement | None,
 ) -> LawsReport:
     sliders = [dial for dial in dials if isinstance(dial, Slider)]
     if len(sliders) != len(dials) or len(sliders) < 2:
@@ -91,6 +104,6 @@ def _fitting(
 
     def fit(name: str, seed: int, first: Slider | None) -> Slider:
         called = f"{name}_seed{seed}" if first is None else f"{name}_on_{first.name.partition('_seed')[0]}_seed{seed}"
-        return fit_again(configs[name], out / "fits", called, seed, first, steps)
+        return fit_again(configs[name], out / "fits", called, seed, first, steps, where)
 
     return laws_study.fitting(stage, sliders, fit, seeds)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sliders.algebra.slider import Slider
 from sliders.attach import editable_modules, select_modules
+from sliders.backbones.placement import Placement, Precision
 from sliders.batch import TensorBatch
 from sliders.errors import SliderError
 from sliders.files import replacing_folder
@@ -38,6 +39,9 @@ class AbstractBackbone(ABC, nn.Module):
     nobody else knows.  The constructor does no I/O; `load` does.
     """
 
+    placement: Placement = Placement()
+    """Where `load` puts the weights, and in which precision it reads them; afterwards it says nothing more."""
+
     conditioning_modules: tuple[str, ...] = ()
     """Top-level modules that `encode` runs: a slider on one of them changes the conditioning."""
 
@@ -49,6 +53,14 @@ class AbstractBackbone(ABC, nn.Module):
 
     space: str
     """Where predictions lie, for losses that are made for one space: one of `sliders.losses.erasure.SPACES`."""
+
+    def place(self, device: str | None, dtype: Precision | None) -> None:
+        """Say before `load` where the weights shall be and in which precision; None leaves it as it was said before.
+
+        Raises:
+            SliderError: there are no such devices or precisions.
+        """
+        self.placement = self.placement.but(device, dtype)
 
     @abstractmethod
     def load(self) -> None:
@@ -114,6 +126,11 @@ class AbstractBackbone(ABC, nn.Module):
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of what predicts; what is trained or fitted on it is float32 at least."""
+        return next(self.get_submodule(self.predicting_modules[0]).parameters()).dtype
 
     def reaches(self, layer: str) -> bool:
         """Whether a prediction depends on a layer, so that a slider there could be trained."""

@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from sliders.algebra.slider import Slider
 from sliders.attach import editable_modules
 from sliders.backbones.base import AbstractBackbone, TargetGroup, hash_weights
+from sliders.backbones.placement import Placement, Precision, weights
 from sliders.backbones.trial import Abilities, accepted, positions, try_out
 from sliders.backbones.vocabulary import check_template, check_vocabulary
 from sliders.batch import TensorBatch, join, rows_of, take
@@ -131,6 +132,10 @@ class CausalLMBackbone(AbstractBackbone):
         prompt_tokens: room for the longest prompt.
         compile: compile the log-probabilities' network with `torch.compile`: the first call with each shape takes
             minutes, the next ones less time.  Needs a C++ compiler.
+        device: where it runs: ``cpu``, ``cuda``, one such as ``cuda:1``, or ``mps``; ``auto`` is the best there is.
+        dtype: precision of the weights; ``auto`` is float32 on the CPU, and elsewhere that of the model's files.
+        revision: of a hub model: a branch, a tag or a commit.
+        variant: of the files that are read, such as ``fp16``, where the model has several.
     """
 
     predicting_modules = ("lm",)
@@ -145,6 +150,10 @@ class CausalLMBackbone(AbstractBackbone):
         support: int = 64,
         prompt_tokens: int = 192,
         compile: bool = False,
+        device: str = "auto",
+        dtype: Precision = "auto",
+        revision: str | None = None,
+        variant: str | None = None,
     ) -> None:
         super().__init__()
         if compile and hidden_layers:
@@ -152,6 +161,7 @@ class CausalLMBackbone(AbstractBackbone):
         if support < 2:
             raise SliderError(f"backbone.support is {support}; it must be at least 2")
         self.model, self.hidden_layers, self.slider_layers = str(model), hidden_layers, slider_layers
+        self.revision, self.variant, self.placement = revision, variant, Placement(device, dtype)
         self.chat, self.support, self.prompt_tokens, self.compiled = chat, support, prompt_tokens, compile
         self.space = "hidden states" if hidden_layers else "log-probabilities"
         self.lm: Any = None
@@ -179,12 +189,22 @@ class CausalLMBackbone(AbstractBackbone):
             raise SliderError(
                 f"no base model at {folder}: give the folder of a transformers model, a hub name, or {names}"
             )
+        device = self.placement.found()
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-            lm = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(folder, revision=self.revision)
+            lm: Any = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=self._dtype(device, Path(folder)), revision=self.revision, variant=self.variant
+            )
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            raise SliderError(f"cannot load the base model {folder}: {error}") from error
-        self.use(lm, tokenizer)
+            raise SliderError(f"cannot load the base model {folder}: {' '.join(str(error).split())}") from error
+        self.use(lm.to(device), tokenizer)
+
+    def _dtype(self, device: torch.device, folder: Path) -> torch.dtype | str:
+        """The precision to read it in; ``auto`` leaves it to transformers, which reads the hub's config."""
+        if folder.exists():
+            return self.placement.precision(device, weights(folder, self.variant))
+        unknown = self.placement.dtype == "auto" and device.type != "cpu"
+        return "auto" if unknown else self.placement.precision(device, [])
 
     def use(self, lm: Any, tokenizer: Any) -> None:
         """Take a model that is already in memory; it is frozen."""

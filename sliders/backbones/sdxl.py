@@ -25,6 +25,10 @@ class SDXLBackbone(UNetBackbone):
         width: likewise.
         scheduler: class of diffusers to sample with instead of the pipeline's own.
         eta: how much noise steps add where the scheduler lets this be chosen.
+        device: where it runs; see `UNetBackbone`.
+        dtype: precision of the weights; see `UNetBackbone`.
+        revision: of a hub model: a branch, a tag or a commit.
+        variant: of the files that are read, such as ``fp16``, where the model has several.
     """
 
     conditioning_modules = ("text_encoder", "text_encoder_2")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sliders.backbones import schedulers
 from sliders.backbones.base import DiffusionBackbone, Predictor, TargetGroup, hash_weights
+from sliders.backbones.placement import Placement, Precision, weights
 from sliders.backbones.vocabulary import check_vocabulary
 from sliders.batch import TensorBatch, rows_of
 from sliders.errors import SliderError
@@ -33,6 +34,11 @@ class UNetBackbone(DiffusionBackbone):
         width: likewise.
         scheduler: class of diffusers to sample with instead of the pipeline's own, such as ``DDIMScheduler``.
         eta: how much noise steps add where the scheduler lets this be chosen (DDIM, TCD): from 0, none, to 1.
+        device: where it runs: ``cpu``, ``cuda``, one such as ``cuda:1``, or ``mps``; ``auto`` is the best there is.
+        dtype: precision of the weights; ``auto`` is float32 on the CPU, and elsewhere that of the UNet's file.  The
+            autoencoder is float32 where the rest is float16, in which numbers of SDXL's have no place.
+        revision: of a hub model: a branch, a tag or a commit.
+        variant: of the files that are read, such as ``fp16``, where the model has several.
     """
 
     conditioning_modules = ("text_encoder",)
@@ -42,9 +48,11 @@ class UNetBackbone(DiffusionBackbone):
     def __init__(
         self, model: Source | str, channels_last: bool = True, checkpointing: bool = False, compile: bool = False,
         height: int | None = None, width: int | None = None, scheduler: str | None = None, eta: float = 0.0,
+        device: str = "auto", dtype: Precision = "auto", revision: str | None = None, variant: str | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.model = str(model)
+        self.model, self.revision, self.variant = str(model), revision, variant
+        self.placement = Placement(device, dtype)
         self.height, self.width, self.scheduler_name, self.eta = height, width, scheduler, eta
         self.channels_last, self.checkpointing, self.compiled = channels_last, checkpointing, compile
         self.pipeline: Any = None
@@ -64,14 +72,29 @@ class UNetBackbone(DiffusionBackbone):
             raise SliderError(
                 f"no base model at {place}: give the folder of a diffusers pipeline, a hub name, or {names}"
             )
+        device = self.placement.found()
         try:
-            parts: Any = DiffusionPipeline.load_config(place)
-            if name := self.scheduler_name or parts.get("scheduler", (None, None))[1]:
+            folder = self._folder(place)
+            config: Any = DiffusionPipeline.load_config(folder)
+            if name := self.scheduler_name or config.get("scheduler", (None, None))[1]:
                 schedulers.check(name, self.model)
-            pipeline = DiffusionPipeline.from_pretrained(place, dtype=torch.float32, **self._unused())
+            parts = [folder / name for name in ("unet", "vae", *self.encoders)]
+            files = [weights(part, self.variant, parts) for part in parts]
+            dtype = self.placement.precision(device, files[0])
+            precisions = {"default": dtype, "vae": torch.float32 if dtype == torch.float16 else dtype}
+            pipeline = DiffusionPipeline.from_pretrained(
+                folder, dtype=precisions, variant=self.variant, **self._unused()
+            )
         except (OSError, ValueError, ImportError) as error:
-            raise SliderError(f"cannot load the base model {self.model}: {error}") from error
-        self.use(pipeline)
+            raise SliderError(f"cannot load the base model {self.model}: {' '.join(str(error).split())}") from error
+        self.use(pipeline.to(device) if device.type != "cpu" else pipeline)
+
+    def _folder(self, place: str) -> Path:
+        """Of the pipeline, which is fetched if it is the hub's."""
+        if (folder := Path(place)).exists():
+            return folder
+        asked = {"revision": self.revision, "variant": self.variant, **self._unused()}
+        return Path(DiffusionPipeline.download(place, **asked))
 
     def _unused(self) -> dict[str, Any]:
         """Parts of the pipeline that are not needed and must not be loaded."""
@@ -96,6 +119,10 @@ class UNetBackbone(DiffusionBackbone):
                 "cannot give it; use the model that it was distilled from"
             )
         self.scheduler = schedulers.sampler(pipeline.scheduler, self.model, self.scheduler_name)
+        for name in self.encoders:  # a library may have opened a pipeline in several precisions
+            getattr(pipeline, name).to(pipeline.unet.dtype)
+        if pipeline.vae.dtype == torch.float16:  # which SDXL's overflows
+            pipeline.vae.to(torch.float32)
         self.pipeline = pipeline
         self.unet, self.vae = pipeline.unet, pipeline.vae
         for name in self.encoders:
@@ -166,7 +193,7 @@ class UNetBackbone(DiffusionBackbone):
         high, wide = (side // self.pipeline.vae_scale_factor for side in self.size(height, width))
         channels = self.unet.config.in_channels
         noise = [torch.randn(channels, high, wide, generator=torch.Generator().manual_seed(s)) for s in seeds]
-        return torch.stack(noise).to(self.device)
+        return torch.stack(noise).to(self.device, self.dtype)
 
     def calls(self, steps: int) -> int:
         return len(schedulers.begin(self.scheduler, steps, torch.device("cpu")).timesteps)
@@ -190,7 +217,8 @@ class UNetBackbone(DiffusionBackbone):
 
     @torch.no_grad()
     def decode(self, finished: TensorBatch) -> Tensor:
-        latents, config = finished["latents"] / self.vae.config.scaling_factor, self.vae.config
+        config = self.vae.config
+        latents = finished["latents"].to(self.vae.dtype) / config.scaling_factor
         if config.get("latents_mean") and config.get("latents_std"):  # of each channel
             mean, std = (latents.new_tensor(config[name])[:, None, None] for name in ("latents_mean", "latents_std"))
             latents = latents * std + mean

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sliders.backbones.causal_lm import CausalLMBackbone
-from sliders.batch import TensorBatch
+from sliders.batch import TensorBatch, widened
 from sliders.concept import Concept
 from sliders.errors import SliderError, check_at_least_1
 
@@ -93,7 +93,7 @@ def contrast(backbone: CausalLMBackbone, answers: Sequence[Answers], read: Read)
     for part in answers:
         for positive, side in ((True, part.positives), (False, part.negatives)):
             for prompts in side:
-                states = read(part.said, backbone.encode(prompts))
+                states = widened(read(part.said, backbone.encode(prompts)))
                 yield Side(positive, 1 / len(side), states.transpose(1, 2)[part.said["mask"]])
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from sliders.attach import is_attached, weight_shape
 from sliders.backbones.base import hash_weights
 from sliders.backbones.causal_lm import CausalLMBackbone
-from sliders.batch import take
+from sliders.batch import take, widened
 from sliders.concept import read_prompts
 from sliders.editors.recall import reading, run
 from sliders.errors import SliderError
@@ -81,7 +81,8 @@ class Covariance:
 
     def _file(self, backbone: CausalLMBackbone, layer: str) -> Path:
         text = hashlib.sha256("\n".join(self._lines()).encode()).hexdigest()[:16]
-        return cache_folder() / "covariance" / f"{backbone.fingerprint()}-{layer}-{text}.safetensors"
+        precision = "" if backbone.dtype == torch.float32 else f"-{backbone.dtype}".replace("torch.", "")
+        return cache_folder() / "covariance" / f"{backbone.fingerprint()}-{layer}-{text}{precision}.safetensors"
 
     def _cached(self, backbone: CausalLMBackbone, layer: str) -> tuple[Tensor, int] | None:
         """A kept moment and its number of tokens, if they are there and whole."""
@@ -115,6 +116,6 @@ def second_moments(
             _, mask = run(backbone, part)
         tokens += int(mask.sum())
         for layer, total in sums.items():
-            keys = seen[layer][mask]
+            keys = widened(seen[layer][mask])
             total += (keys.T @ keys).double().cpu()
     return {layer: total / tokens for layer, total in sums.items()}, tokens

@@ -20,6 +20,7 @@ from sliders.algebra.edit import Affine
 from sliders.algebra.elements import steer_output
 from sliders.attach import weight_shape
 from sliders.backbones.causal_lm import CausalLMBackbone
+from sliders.batch import widened
 from sliders.editors.base import Editor
 from sliders.editors.contrast import writer, writers
 from sliders.editors.recall import outputs, reading, run
@@ -89,7 +90,7 @@ def mean_heads(backbone: CausalLMBackbone, layers: Sequence[str], asked: Sequenc
         with reading(backbone, layers) as seen:
             run(backbone, backbone.encode_plain([prompt for _, prompt in asked[start : start + 8]]))
         total.append(torch.stack([seen[layer][:, -1] for layer in layers]))
-    return torch.cat(total, 1).mean(1).unflatten(1, (backbone.lm.config.num_attention_heads, -1))
+    return widened(torch.cat(total, 1)).mean(1).unflatten(1, (backbone.lm.config.num_attention_heads, -1))
 
 
 def head_effects(backbone: CausalLMBackbone, layers: Sequence[str], means: Tensor, prompt: str, answer: str) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sliders.attach import weight_shape
 from sliders.backbones.causal_lm import CausalLMBackbone
+from sliders.batch import widened
 from sliders.concept import read_prompts
 from sliders.editors.facts import Rewrite
 from sliders.editors.recall import Asked, answering
@@ -139,11 +140,11 @@ class Search:
         asked = Asked.about(backbone, fact.subject, [*(b + fact.prompt for b in before), before[-1] + ESSENCE])
         told = Retold(backbone, asked, f" {fact.new}")
         like = backbone.get_submodule(layer).get_parameter("weight")
-        delta = torch.zeros(weight_shape(backbone, layer)[0]).to(like).requires_grad_()
+        delta = widened(like[:1]).new_zeros(weight_shape(backbone, layer)[0]).requires_grad_()
 
         def moved(out: Tensor) -> Tensor:
-            own = out[:, 0] if start is None else start.to(out).expand(len(out), -1)
-            return torch.cat([(own + delta)[:, None], out[:, 1:]], 1)
+            own = out[:, 0] if start is None else start.to(delta).expand(len(out), -1)
+            return torch.cat([(own + delta).to(out)[:, None], out[:, 1:]], 1)
 
         with torch.no_grad():
             known = told.log_probabilities()[-1, 0]

@@ -11,6 +11,8 @@ from sliders.algebra.element import Element
 from sliders.algebra.lowrank import LowRank
 from sliders.attach import editable_modules, layer_weights
 from sliders.backbones.base import AbstractBackbone
+from sliders.backbones.placement import Placement
+from sliders.batch import widened
 from sliders.editors.base import Editor
 from sliders.errors import SliderError
 
@@ -35,6 +37,7 @@ class TaskVector(Editor[AbstractBackbone]):
     @torch.no_grad()
     def fit(self, backbone: AbstractBackbone, seed: int = 0) -> Factored:
         tuned = type(backbone)(str(self.tuned))  # pyright: ignore[reportCallIssue]  (each takes its model first)
+        tuned.placement = Placement(str(backbone.device), str(backbone.dtype).removeprefix("torch."))  # pyright: ignore[reportArgumentType]
         tuned.load()
         ours, theirs = dict(backbone.named_parameters()), dict(tuned.named_parameters())
         if [(n, p.shape) for n, p in ours.items()] != [(n, p.shape) for n, p in theirs.items()]:
@@ -48,9 +51,9 @@ class TaskVector(Editor[AbstractBackbone]):
             if not backbone.reaches(name) or not rest & {f"{name}.weight", f"{name}.bias"}:
                 continue
             (weight, bias), (other, other_bias) = layer_weights(backbone, name), layer_weights(tuned, name)
-            change = (other - weight).flatten(1)
+            change = (widened(other) - widened(weight)).flatten(1)
             if bias is not None and other_bias is not None and f"{name}.bias" in rest:
-                change = torch.cat([change, (other_bias - bias)[:, None]], 1)
+                change = torch.cat([change, (widened(other_bias) - widened(bias))[:, None]], 1)
                 biased.add(name)
             changes[name] = LowRank.nearest(change, min(change.shape)).trim()
             rest -= {f"{name}.weight", f"{name}.bias"}

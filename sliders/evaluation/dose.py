@@ -9,6 +9,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from sliders.backbones.base import DiffusionBackbone
+from sliders.batch import widened
 from sliders.concept import Measure
 from sliders.evaluation.judge import AttributeJudge
 from sliders.evaluation.sampling import Sampling, Scene, Turn, visited
@@ -128,9 +129,9 @@ def straightness(
 
     def predict(position: float) -> Tensor:
         with turn(torch.full((len(prompts),), position, device=backbone.device)):
-            return backbone.predict(state, backbone.encode(prompts))
+            return widened(backbone.predict(state, backbone.encode(prompts)))
 
-    base = backbone.predict(state, backbone.encode(prompts))
+    base = widened(backbone.predict(state, backbone.encode(prompts)))
     one, minus, two = (predict(s) - base for s in (1.0, -1.0, 2.0))
     size = one.norm().clamp_min(1e-12)
     return Straightness(float((one + minus).norm() / size), float((two - 2 * one).norm() / (2 * size)))

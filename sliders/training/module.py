@@ -12,7 +12,7 @@ from torch import Tensor
 from sliders.algebra.slider import Slider
 from sliders.attach import Adapter
 from sliders.backbones.base import AbstractBackbone
-from sliders.batch import repeat
+from sliders.batch import repeat, widened
 from sliders.concept import Concept
 from sliders.errors import SliderError
 from sliders.formats.metadata import describe
@@ -94,6 +94,15 @@ class SliderModule(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         _ = self.concept  # a concept without words for this model should be known before the weights are read
+        self.place(self.trainer)
+
+    def place(self, trainer: L.Trainer) -> None:
+        """Let the model be read for the trainer's device, before it is.
+
+        Raises:
+            SliderError: it was given another one.
+        """
+        self.backbone.placement = self.backbone.placement.on_trainers(trainer.strategy.root_device)
 
     def on_fit_start(self) -> None:
         self.backbone.eval()
@@ -113,7 +122,7 @@ class SliderModule(L.LightningModule):
             student = self.backbone.predict(
                 repeat(lesson.state, times), self.teacher.targets(lesson.question.repeat(times))
             )
-        prediction = Prediction(student, **repeat(lesson.answers(), times), dial=dial)
+        prediction = Prediction(widened(student), **repeat(lesson.answers(), times), dial=dial)
         loss = self.preservation(self.loss(prediction), batch.preserved.repeat(times).to(dial.device))
         effect, stray = progress(prediction, self.loss)
         self.log_dict({"loss": loss, "effect": effect, "stray": stray}, prog_bar=True, batch_size=len(batch.seeds))

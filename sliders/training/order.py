@@ -8,6 +8,7 @@ from pathlib import Path
 from sliders import formats
 from sliders.algebra.slider import Slider
 from sliders.attach import attach
+from sliders.backbones.placement import Placement
 from sliders.errors import SliderError
 from sliders.files import read_text, write_text
 
@@ -27,8 +28,9 @@ def config_of(slider: Path) -> Path:
 
 
 def fit_again(
-    config: Path, runs: Path, name: str, seed: int, first: Slider | None = None, steps: int | None = None
-) -> Slider:
+    config: Path, runs: Path, name: str, seed: int, first: Slider | None = None, steps: int | None = None,
+    where: Placement | None = None,
+) -> Slider:  # fmt: skip
     """Train by a run's configuration once more, with another seed or with another slider in place at dial 1.
 
     With ``first`` in place, teacher and student both are the base with it.  A fit that is there already, by the same
@@ -41,6 +43,7 @@ def fit_again(
         seed: of the training.
         first: what is in place.
         steps: of the training; the configuration's unless given.
+        where: the model is trained; what the configuration says unless given.
     """
     from sliders.training.cli import SliderCLI
 
@@ -55,9 +58,11 @@ def fit_again(
     arguments = ["--config", config, "--runs", runs, "--name", name, "--seed_everything", seed, "--data.seed", seed]
     arguments += ["--trainer.callbacks", "null", "--trainer.logger", "false", "--ckpt_path", "null"]
     arguments += [] if steps is None else ["--trainer.max_steps", steps]
+    arguments += [] if where is None else where.arguments()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*intended to run from within Python.*")
         cli = SliderCLI(args=[str(argument) for argument in arguments])
+    cli.model.place(cli.trainer)
     cli.model.backbone.load()
     with ExitStack() as stack:
         if first is not None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sliders.attach import Adapter
 from sliders.backbones.base import AbstractBackbone, Predictor, guided
-from sliders.batch import TensorBatch, join, take
+from sliders.batch import TensorBatch, join, take, widened
 from sliders.concept import Concept
 from sliders.training.memory import Memory
 
@@ -104,7 +104,7 @@ class Teacher:
     def answer(
         self, state: TensorBatch, questions: Tensor, chunk: int = 64, with_base: bool = True, lasting: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """The base prediction and the direction at each state, ``[n, ...]`` both.
+        """The base prediction and the direction at each state, ``[n, ...]`` both, in float32 at least.
 
         Every prompt that is needed is asked at every state, and nothing else is computed: 1 + positives + negatives
         rows for a question with a direction, 1 for a prompt to preserve.  The targets of all states are asked together,
@@ -121,7 +121,7 @@ class Teacher:
         columns = [[(row, *term) for row, term in enumerate(column) if term] for column in zip_longest(*terms)]
         columns = columns if with_base else columns[1:]
         calls = [column[k : k + chunk] for column in columns for k in range(0, len(column), chunk)]
-        answers = torch.cat([self._ask(state, call, lasting) for call in calls])
+        answers = widened(torch.cat([self._ask(state, call, lasting) for call in calls]))
         rows, _, *shares = map(torch.tensor, zip(*(part for call in calls for part in call), strict=True))
         share = torch.stack(shares, 1).view(-1, 2, *[1] * (answers.dim() - 1)).to(answers)
         sums = answers.new_zeros(len(questions), 2, *answers.shape[1:])
@@ -161,10 +161,11 @@ def oracle(
     teachers = [(Teacher(backbone, concept), amount) for concept, amount in concepts]
 
     def predict(state: TensorBatch) -> Tensor:
-        out = plain(state)
+        said = plain(state)
+        out = widened(said)
         for teacher, amount in teachers:
             _, direction = teacher.answer(state, torch.zeros(len(out), dtype=torch.long), with_base=False)
             out = steer(out, direction, amount)
-        return out
+        return out.to(said.dtype)
 
     return predict
