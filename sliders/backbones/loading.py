@@ -1,0 +1,110 @@
+"""Models as their libraries load them, where every weight is one that a file holds.
+
+The libraries fill what a file lacks with random numbers, leave out what they do not know, and say so in a warning at
+most.  Here both are errors.  What a library itself declares to be of no matter (tied weights, old buffers) stays so.
+"""
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diffusers import DiffusionPipeline, ModelMixin
+from safetensors import SafetensorError
+from transformers import PreTrainedModel
+
+from sliders.errors import SliderError
+
+_SHOWN = 3
+
+
+def one_line(error: object) -> str:
+    """What a library says, which may be many lines, as one."""
+    return " ".join(str(error).split())
+
+
+def check_weights(found: Mapping[str, Any], place: object) -> None:
+    """Refuse weights that are not those of the model.
+
+    Args:
+        found: a library's loading info: ``missing_keys``, ``unexpected_keys``, ``mismatched_keys``.
+        place: the file or the folder, for the message.
+
+    Raises:
+        SliderError: some are missing, or more than the model's, or of another shape.
+    """
+    unlike = [(key, tuple(stored), tuple(needed)) for key, stored, needed in found.get("mismatched_keys") or ()]
+    names = {
+        "lack": sorted(found.get("missing_keys") or ()),
+        "hold, beside the model's own,": sorted(found.get("unexpected_keys") or ()),
+        "have in another shape": [f"{key} {stored} instead of {needed}" for key, stored, needed in sorted(unlike)],
+    }
+    wrong = [f"{verb} {_some(keys)}" for verb, keys in names.items() if keys]
+    if wrong or found.get("error_msgs"):
+        said = "; they ".join(wrong) or one_line(found["error_msgs"][0])
+        raise SliderError(f"the weights in {place} are not those of its model: they {said}")
+
+
+def _some(keys: list[str]) -> str:
+    rest = len(keys) - _SHOWN
+    return ", ".join(keys[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def load_model(kind: Any, place: object, **how: Any) -> Any:
+    """``kind.from_pretrained(place, **how)``, for a model class of diffusers or transformers, with every weight.
+
+    Raises:
+        SliderError: it cannot be loaded, or see `check_weights`.
+    """
+    where = Path(str(place), how.get("subfolder", ""))
+    if not issubclass(kind, ModelMixin):
+        how["ignore_mismatched_sizes"] = True  # so that they are told by name, as the rest is
+    try:
+        model, found = kind.from_pretrained(place, output_loading_info=True, **how)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise SliderError(f"cannot load the model in {where}: {one_line(error)}") from error
+    check_weights(found, where)
+    return model
+
+
+def load_pipeline(place: str, without: Mapping[str, Any], **how: Any) -> Any:
+    """A diffusers pipeline with every weight.
+
+    Args:
+        place: folder, or hub name.
+        without: what the pipeline is given in place of parts that are not to be loaded.
+        how: more for ``from_pretrained``: ``dtype``, ``variant``, ``revision``.
+
+    Raises:
+        SliderError: see `load_model`.
+    """
+    hub = {name: how.pop(name) for name in ("revision",) if name in how}
+    try:
+        given = {**without, **({"variant": how["variant"]} if how.get("variant") else {})}
+        folder = Path(place) if Path(place).exists() else Path(DiffusionPipeline.download(place, **hub, **given))
+        said = DiffusionPipeline.load_config(folder)
+    except (OSError, ValueError) as error:
+        raise SliderError(f"cannot load the base model {place}: {one_line(error)}") from error
+    assert isinstance(said, dict)
+    parts: dict[str, Any] = {}
+    for name, kind in said.items():
+        if name not in without and isinstance(kind, list | tuple) and (of := _model_class(*kind)) is not None:
+            variant = _variant_of(folder / name, how.get("variant"))
+            parts[name] = load_model(of, folder, subfolder=name, **{**how, "variant": variant})
+    try:
+        return DiffusionPipeline.from_pretrained(folder, **parts, **without, **how)
+    except (OSError, ValueError) as error:
+        raise SliderError(f"cannot load the base model {place}: {one_line(error)}") from error
+
+
+def _model_class(library: str | None, name: str | None) -> Any:
+    """The class of a pipeline's part, if it has weights; those that lie in a pipeline's own module are none of ours."""
+    if library not in ("diffusers", "transformers") or name is None:
+        return None
+    found = getattr(importlib.import_module(library), name, None)
+    return found if isinstance(found, type) and issubclass(found, ModelMixin | PreTrainedModel) else None
+
+
+def _variant_of(folder: Path, variant: str | None) -> str | None:
+    """The variant, where this part has it; as diffusers does, others are loaded without."""
+    return variant if variant and any(folder.glob(f"*.{variant}*")) else None
