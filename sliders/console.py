@@ -1,6 +1,7 @@
 """What a command shows: its own words, and not the chatter of the libraries below."""
 
 import logging
+import re
 import warnings
 
 from rich.console import Console
@@ -13,15 +14,35 @@ def say(*lines: object) -> None:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
+_HARMLESS = re.compile(
+    "|".join(
+        (
+            r"You have disabled the safety checker",  # of which no part is loaded
+            r"generation flags are not valid",  # and are not used
+            r"`?torch_dtype`? is deprecated",
+            r"Token indices sequence length is longer",  # texts are cut, or refused, by the backbone, which says so
+            r"part of your input was truncated",
+        )
+    )
+)
+"""What the libraries warn of that does not concern this package.  All else shows, above all what is said of weights."""
+
+
+def _concerns(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR or not _HARMLESS.search(record.getMessage())
+
+
 def hush_libraries() -> None:
-    """Silence loading bars, advice and known harmless warnings of the libraries; their errors still show."""
+    """Silence loading bars, advice and known harmless warnings of the libraries; other warnings and errors show."""
     import diffusers.utils.logging as diffusers_log
     import transformers.utils.logging as transformers_log
 
-    transformers_log.set_verbosity_error()
-    transformers_log.disable_progress_bar()
-    diffusers_log.set_verbosity_error()
-    diffusers_log.disable_progress_bar()
+    for library in (transformers_log, diffusers_log):
+        library.set_verbosity_warning()
+        library.disable_progress_bar()
+    for name in ("transformers", "diffusers"):
+        for handler in logging.getLogger(name).handlers:
+            handler.addFilter(_concerns)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # the model is frozen
     warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter.*")  # a command may train, too

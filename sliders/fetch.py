@@ -126,8 +126,10 @@ def _convert(gguf: Path, folder: Path) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+    from sliders.backbones.loading import load_model
+
     where = {"gguf_file": gguf.name}
-    loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **where)
+    loaded = load_model(AutoModelForCausalLM, gguf.parent, dtype=torch.float32, **where)
     config = AutoConfig.from_pretrained(gguf.parent, **where)
     for holder in (config, loaded.config):  # the weights are not quantised any more
         if hasattr(holder, "quantization_config"):

@@ -181,6 +181,9 @@ def export(folder: Path = MODEL) -> None:
         requires_safety_checker=False,
     )
     pipeline.to(torch.float16).save_pretrained(folder)
+    # transformers would read it as it is stored and diffusers its parts in float32: they must come up in one precision
+    config = folder / "text_encoder" / "config.json"
+    config.write_text(config.read_text(encoding="utf-8").replace('"dtype": "float16"', '"dtype": "float32"'), "utf-8")
     print(f"step {checkpoint['global_step']} -> {folder}")
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
@@ -16,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from sliders.algebra.slider import Slider
 from sliders.attach import editable_modules
 from sliders.backbones.base import AbstractBackbone, TargetGroup, hash_weights
+from sliders.backbones.loading import load_model, one_line
 from sliders.backbones.placement import Placement, Precision, weights
 from sliders.backbones.trial import Abilities, accepted, positions, try_out
 from sliders.backbones.vocabulary import check_template, check_vocabulary
@@ -192,11 +192,10 @@ class CausalLMBackbone(AbstractBackbone):
         device = self.placement.found()
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, revision=self.revision)
-            lm: Any = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=self._dtype(device, Path(folder)), revision=self.revision, variant=self.variant
-            )
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            raise SliderError(f"cannot load the base model {folder}: {' '.join(str(error).split())}") from error
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise SliderError(f"cannot load the tokenizer of {folder}: {one_line(error)}") from error
+        which = {"revision": self.revision, "variant": self.variant}
+        lm = load_model(AutoModelForCausalLM, folder, dtype=self._dtype(device, Path(folder)), **which)
         self.use(lm.to(device), tokenizer)
 
     def _dtype(self, device: torch.device, folder: Path) -> torch.dtype | str:

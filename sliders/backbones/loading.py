@@ -50,51 +50,46 @@ def _some(keys: list[str]) -> str:
     return ", ".join(keys[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def load_model(kind: Any, place: object, **how: Any) -> Any:
+def load_model(kind: Any, place: str | Path, **how: Any) -> Any:
     """``kind.from_pretrained(place, **how)``, for a model class of diffusers or transformers, with every weight.
 
     Raises:
         SliderError: it cannot be loaded, or see `check_weights`.
     """
     where = Path(str(place), how.get("subfolder", ""))
-    if not issubclass(kind, ModelMixin):
+    if not (isinstance(kind, type) and issubclass(kind, ModelMixin)):
         how["ignore_mismatched_sizes"] = True  # so that they are told by name, as the rest is
     try:
-        model, found = kind.from_pretrained(place, output_loading_info=True, **how)
+        loaded: Any = kind.from_pretrained(place, output_loading_info=True, **how)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise SliderError(f"cannot load the model in {where}: {one_line(error)}") from error
-    check_weights(found, where)
-    return model
+        said = one_line(error).partition(" If you want to instead")[0]  # diffusers' advice to fill in random weights
+        raise SliderError(f"cannot load the model in {where}: {said}") from error
+    check_weights(loaded[1], where)
+    return loaded[0]
 
 
-def load_pipeline(place: str, without: Mapping[str, Any], **how: Any) -> Any:
+def load_pipeline(folder: Path, without: Mapping[str, Any], dtype: Mapping[str, Any], variant: str | None) -> Any:
     """A diffusers pipeline with every weight.
 
     Args:
-        place: folder, or hub name.
-        without: what the pipeline is given in place of parts that are not to be loaded.
-        how: more for ``from_pretrained``: ``dtype``, ``variant``, ``revision``.
+        folder: of the pipeline.
+        without: what it is given in place of parts that are not to be loaded.
+        dtype: of each part, or under ``default``.
+        variant: of the files, for the parts that have it.
 
     Raises:
         SliderError: see `load_model`.
     """
-    hub = {name: how.pop(name) for name in ("revision",) if name in how}
-    try:
-        given = {**without, **({"variant": how["variant"]} if how.get("variant") else {})}
-        folder = Path(place) if Path(place).exists() else Path(DiffusionPipeline.download(place, **hub, **given))
-        said = DiffusionPipeline.load_config(folder)
-    except (OSError, ValueError) as error:
-        raise SliderError(f"cannot load the base model {place}: {one_line(error)}") from error
-    assert isinstance(said, dict)
+    said: Any = DiffusionPipeline.load_config(folder)
     parts: dict[str, Any] = {}
     for name, kind in said.items():
         if name not in without and isinstance(kind, list | tuple) and (of := _model_class(*kind)) is not None:
-            variant = _variant_of(folder / name, how.get("variant"))
-            parts[name] = load_model(of, folder, subfolder=name, **{**how, "variant": variant})
+            how = {"dtype": dtype.get(name, dtype["default"]), "variant": _variant_of(folder / name, variant)}
+            parts[name] = load_model(of, folder, subfolder=name, **how)
     try:
-        return DiffusionPipeline.from_pretrained(folder, **parts, **without, **how)
-    except (OSError, ValueError) as error:
-        raise SliderError(f"cannot load the base model {place}: {one_line(error)}") from error
+        return DiffusionPipeline.from_pretrained(folder, **parts, **without, dtype=dtype, variant=variant)
+    except (OSError, ValueError, ImportError) as error:
+        raise SliderError(f"cannot load the base model {folder}: {one_line(error)}") from error
 
 
 def _model_class(library: str | None, name: str | None) -> Any:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sliders.backbones import schedulers
 from sliders.backbones.base import DiffusionBackbone, Predictor, TargetGroup, hash_weights
+from sliders.backbones.loading import load_pipeline, one_line
 from sliders.backbones.placement import Placement, Precision, weights
 from sliders.backbones.vocabulary import check_vocabulary
 from sliders.batch import TensorBatch, rows_of
@@ -82,11 +83,9 @@ class UNetBackbone(DiffusionBackbone):
             files = [weights(part, self.variant, parts) for part in parts]
             dtype = self.placement.precision(device, files[0])
             precisions = {"default": dtype, "vae": torch.float32 if dtype == torch.float16 else dtype}
-            pipeline = DiffusionPipeline.from_pretrained(
-                folder, dtype=precisions, variant=self.variant, **self._unused()
-            )
-        except (OSError, ValueError, ImportError) as error:
-            raise SliderError(f"cannot load the base model {self.model}: {' '.join(str(error).split())}") from error
+        except (OSError, ValueError) as error:
+            raise SliderError(f"cannot load the base model {self.model}: {one_line(error)}") from error
+        pipeline = load_pipeline(folder, self._unused(), dtype=precisions, variant=self.variant)
         self.use(pipeline.to(device) if device.type != "cpu" else pipeline)
 
     def _folder(self, place: str) -> Path:

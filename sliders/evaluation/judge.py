@@ -89,5 +89,5 @@ class AttributeJudge(nn.Module):
             made = cls(json.loads(metadata["values"]), int(metadata["width"]))
             made.load_state_dict(state)
         except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-            raise SliderError(f"{file} is not a judge's file: {error}") from error
+            raise SliderError(f"{file} is not a judge's file: {' '.join(str(error).split())}") from error
         return made.eval().requires_grad_(False)
