@@ -132,5 +132,5 @@ def test_the_embedded_model_comes_up_in_one_precision_in_plain_diffusers_and_mak
     prompt, start = "a smiling person with a hat", model.start([3])
     theirs: Any = pipeline(prompt, num_inference_steps=3, guidance_scale=1.0, latents=start, output_type="pt").images
     text = model.encode([prompt])
-    *_, finished = model.trajectory(lambda state: model.predict(state, text), start, 3)
+    *_, finished = model.trajectory(lambda state: model.predict(state, text), start, 3, [3])
     torch.testing.assert_close(model.decode(finished) / 2 + 0.5, theirs, atol=1e-4, rtol=0)
