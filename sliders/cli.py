@@ -55,7 +55,7 @@ def _load(
     backbone.load()
     for slider in loaded:
         if not any_base:
-            check_base(slider, backbone.fingerprint(), backbone.base_model)
+            check_base(slider, backbone)
     return loaded
 
 

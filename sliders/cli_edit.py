@@ -86,7 +86,8 @@ def fit(editor: Editor, backbone: AbstractBackbone, name: str, out: Path | None,
     if not lora:
         edit_file.check_place(file)
     backbone.load()
-    edit, said = editor.fit(backbone, seed), editor.metadata(backbone, seed)
+    edit = editor.fit(backbone, seed)
+    said = editor.metadata(backbone, seed, edit.modules)
     if not lora:
         edit_file.save(name, edit, file, said)
     elif isinstance(edit, Translation):

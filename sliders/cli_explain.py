@@ -67,7 +67,7 @@ def explain(
         backbone.place(device, dtype)
         backbone.load()
         if dial is not None and not any_base:
-            check_base(dial, backbone.fingerprint(), str(before.folder if before else ""))
+            check_base(dial, backbone)
     where = f"compared with {before.folder}" if before else "whose base is not known"
     title, note = f"What {update.name} changed", f"{len(changes)} layers of {update}, {where}."
     made = study(title, note, changes, known, backbone, Effort(words), others)

@@ -37,6 +37,6 @@ def export(slider: Path, out: Path, language: CausalLMBackbone = LANGUAGE, any_b
         )
     language.load()
     if not any_base:
-        check_base(loaded, language.fingerprint(), language.base_model)
+        check_base(loaded, language)
     gguf.save(loaded, out, language.lm.config.to_dict())
     say(f"gguf    {out}", f"turn it llama-cli -m MODEL.gguf --lora-scaled {out} 1.0")

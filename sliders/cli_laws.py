@@ -74,7 +74,7 @@ def laws(
     used.place(device, dtype)
     used.load()
     for dial in [] if any_base else [*dials, *twins]:
-        check_base(dial, used.fingerprint(), used.base_model)
+        check_base(dial, used)
     if level == "weights":
         report = laws_study.weights(used, dials)
     else:

@@ -98,7 +98,7 @@ def accelerator() -> Iterator[torch.device]:
     before = torch.__future__.get_overwrite_module_params_on_conversion()
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     try:
-        with mock.patch.object(placement, "present", lambda: [f"{NAME}:0", "cpu"]), _Factories():
+        with mock.patch.object(placement, "present", return_value=[f"{NAME}:0", "cpu"]), _Factories():
             yield torch.device(NAME, 0)
     finally:
         torch.__future__.set_overwrite_module_params_on_conversion(before)

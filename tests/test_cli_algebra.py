@@ -181,7 +181,7 @@ class TestErrors:
 
     def test_of_unlike_bases(self, parts: list[Path], tmp_path: Path) -> None:
         one = formats.load(parts[0])
-        other = {**one.metadata, "sliders.base_fingerprint": "other"}
+        other = {**one.metadata, "sliders.base_fingerprint": "unet=other"}
         slider_file.save(Slider("other", one.update, other), tmp_path / "other.safetensors")
         files, out = [parts[1], tmp_path / "other.safetensors"], tmp_path / "out.safetensors"
         assert "different bases" in compose(files, out).err

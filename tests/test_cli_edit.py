@@ -64,7 +64,7 @@ def test_the_file_is_the_edit_and_says_how_it_was_made(here: World, uce: Path) -
     assert dial.name == "uce"
     assert dial.metadata["sliders.method"] == "sliders.editors.uce.UCE"
     assert json.loads(dial.metadata["sliders.configuration"])["regularisation"] == 0.01
-    assert dial.metadata["sliders.base_fingerprint"] == model.fingerprint()
+    assert dial.metadata["sliders.base_fingerprint"] == model.fingerprint(["unet"])
     wanted = UCE({"happy": "sad"}, ["a {} person"], regularisation=0.01).fit(model)
     for name, element in wanted.items():
         assert torch.equal(dial.edit[name].right.B, element.right.B)

@@ -1,9 +1,8 @@
 """What every model family offers to the rest of the package."""
 
-import hashlib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from sliders.algebra.slider import Slider
 from sliders.attach import editable_modules, select_modules
+from sliders.backbones.fingerprint import hash_files, hash_named, hash_tensors
 from sliders.backbones.placement import Placement, Precision
 from sliders.batch import TensorBatch
 from sliders.errors import SliderError
@@ -71,9 +71,38 @@ class AbstractBackbone(ABC, nn.Module):
     def base_model(self) -> str:
         """The name or folder of the model, as the user gave it."""
 
-    @abstractmethod
-    def fingerprint(self) -> str:
-        """A hash of the weights' content: two models with the same one are the same base."""
+    def _remember(self, files: Mapping[str, Sequence[Path]] | None = None) -> None:
+        """Note what the components consist of, before anything is put on them.
+
+        Args:
+            files: those that each was read from; without, the weights in memory are what counts.
+        """
+        self._hashes: dict[str, str] = {}
+        self._files = dict(files or {})
+        self._weights = {name: part.state_dict(keep_vars=True) for name, part in self.named_children()}
+
+    def fingerprint(self, components: Iterable[str] | None = None) -> str:
+        """Hashes of the weights of components (all unless given), as ``unet=...,vae=...``.
+
+        Two models with the same one are the same base to whatever is on these components.  They are computed when they
+        are first asked for; see `sliders.backbones.fingerprint`.
+        """
+        for name in (wanted := sorted(self._weights if components is None else set(components))):
+            if name not in self._hashes:
+                files = self._files.get(name)
+                self._hashes[name] = hash_files(files) if files else hash_tensors(self._weights[name].values())
+        return ",".join(f"{name}={self._hashes[name]}" for name in wanted)
+
+    def old_fingerprint(self) -> str:
+        """What sliders of earlier versions say of their base: a hash of all weights at once, as they are in float32."""
+        alone = len(self._weights) == 1  # a language model's were named without their component
+        return hash_named(
+            {
+                key if alone else f"{component}.{key}": tensor
+                for component, tensors in self._weights.items()
+                for key, tensor in tensors.items()
+            }
+        )
 
     @abstractmethod
     def target_groups(self) -> dict[str, TargetGroup]:
@@ -256,12 +285,3 @@ def guided(backbone: AbstractBackbone, prompt: TensorBatch, empty: TensorBatch, 
         return without + guidance * (with_prompt - without)
 
     return predict
-
-
-def hash_weights(model: nn.Module) -> str:
-    """sha256 over names and float32 content of all parameters, so that the stored precision does not matter."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:32]

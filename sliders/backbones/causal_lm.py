@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
+from transformers.utils import cached_file
 
 from sliders.algebra.slider import Slider
 from sliders.attach import editable_modules
-from sliders.backbones.base import AbstractBackbone, TargetGroup, hash_weights
+from sliders.backbones.base import AbstractBackbone, TargetGroup
+from sliders.backbones.fingerprint import glance
 from sliders.backbones.loading import load_model, one_line
 from sliders.backbones.placement import Placement, Precision, weights
 from sliders.backbones.trial import Abilities, accepted, positions, try_out
@@ -168,7 +170,7 @@ class CausalLMBackbone(AbstractBackbone):
         self.tokenizer: Any = None
         self._able = Abilities(frozenset())
         self._network: Any = None  # what log-probabilities run: the model, or its compiled forward
-        self._fingerprint = ""
+        self._read: dict[str, list[Path]] = {}  # the files of each component, where it was read from files
 
     # The model
 
@@ -196,7 +198,17 @@ class CausalLMBackbone(AbstractBackbone):
             raise SliderError(f"cannot load the tokenizer of {folder}: {one_line(error)}") from error
         which = {"revision": self.revision, "variant": self.variant}
         lm = load_model(AutoModelForCausalLM, folder, dtype=self._dtype(device, Path(folder)), **which)
+        self._read = {"lm": self._files(folder)}
         self.use(lm.to(device), tokenizer)
+
+    def _files(self, place: str) -> list[Path]:
+        """Of its weights, also those that the hub's model was just read from."""
+        config = (
+            Path(place, "config.json")
+            if Path(place).exists()
+            else cached_file(place, "config.json", revision=self.revision)
+        )
+        return weights(Path(str(config)).parent, self.variant)
 
     def _dtype(self, device: torch.device, folder: Path) -> torch.dtype | str:
         """The precision to read it in; ``auto`` leaves it to transformers, which reads the hub's config."""
@@ -227,11 +239,13 @@ class CausalLMBackbone(AbstractBackbone):
                 raise SliderError(f"backbone.{field} is {list(layers)}; {self.model} has {first} to {last + first}")
         self.lm, self.tokenizer, self._able = lm, tokenizer, able
         object.__setattr__(self, "_network", torch.compile(lm.forward) if self.compiled else lm)  # no second submodule
-        self._fingerprint = hash_weights(lm)
+        self._remember(self._read)
+        self._glance = glance(lm)
         self.requires_grad_(False).eval()
 
-    def fingerprint(self) -> str:
-        return self._fingerprint
+    def is_edited(self) -> bool:
+        """Whether the weights are others than those that were read."""
+        return glance(self.lm) != self._glance
 
     def target_groups(self) -> dict[str, TargetGroup]:
         first, last = self.slider_layers or (0, -1)

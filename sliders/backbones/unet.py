@@ -9,7 +9,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from sliders.backbones import schedulers
-from sliders.backbones.base import DiffusionBackbone, Predictor, TargetGroup, hash_weights
+from sliders.backbones.base import DiffusionBackbone, Predictor, TargetGroup
 from sliders.backbones.loading import load_pipeline, one_line
 from sliders.backbones.placement import Placement, Precision, weights
 from sliders.backbones.vocabulary import check_vocabulary
@@ -58,7 +58,7 @@ class UNetBackbone(DiffusionBackbone):
         self.channels_last, self.checkpointing, self.compiled = channels_last, checkpointing, compile
         self.pipeline: Any = None
         self.scheduler: Any = None
-        self._fingerprint = ""
+        self._read: dict[str, list[Path]] = {}  # the files of each component, where it was read from files
 
     @property
     def base_model(self) -> str:
@@ -80,8 +80,8 @@ class UNetBackbone(DiffusionBackbone):
             if name := self.scheduler_name or config.get("scheduler", (None, None))[1]:
                 schedulers.check(name, self.model)
             parts = [folder / name for name in ("unet", "vae", *self.encoders)]
-            files = [weights(part, self.variant, parts) for part in parts]
-            dtype = self.placement.precision(device, files[0])
+            self._read = {part.name: weights(part, self.variant, parts) for part in parts}
+            dtype = self.placement.precision(device, self._read["unet"])
             precisions = {"default": dtype, "vae": torch.float32 if dtype == torch.float16 else dtype}
         except (OSError, ValueError) as error:
             raise SliderError(f"cannot load the base model {self.model}: {one_line(error)}") from error
@@ -126,7 +126,7 @@ class UNetBackbone(DiffusionBackbone):
         self.unet, self.vae = pipeline.unet, pipeline.vae
         for name in self.encoders:
             setattr(self, name, getattr(pipeline, name))
-        self._fingerprint = hash_weights(self)
+        self._remember(self._read)
         if self.channels_last:
             self.unet.to(memory_format=torch.channels_last)
             self.vae.to(memory_format=torch.channels_last)
@@ -135,9 +135,6 @@ class UNetBackbone(DiffusionBackbone):
         if self.compiled:
             self.unet.compile()
         self.requires_grad_(False).eval()
-
-    def fingerprint(self) -> str:
-        return self._fingerprint
 
     def target_groups(self) -> dict[str, TargetGroup]:
         time = (r"time_emb", r"add_embedding", r"conv_in$", r"conv_out$")

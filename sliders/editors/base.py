@@ -3,6 +3,7 @@
 import datetime
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import ClassVar, Generic, TypeVar, final
 
@@ -52,15 +53,16 @@ class Editor(ABC, Generic[Model]):
             )
 
     @final
-    def metadata(self, backbone: AbstractBackbone, seed: int) -> dict[str, str]:
-        """What the file of an edit says of it: the method, what it was told, and the base."""
+    def metadata(self, backbone: AbstractBackbone, seed: int, layers: Iterable[str]) -> dict[str, str]:
+        """What the file of an edit of these layers says of it: the method, what it was told, and the base."""
+        components = {layer.partition(".")[0] for layer in layers}
         return {
             "sliders.schema_version": SCHEMA_VERSION,
             "sliders.method": f"{type(self).__module__}.{type(self).__qualname__}",
             "sliders.configuration": json.dumps(asdict(self), default=str),
             "sliders.seed": str(seed),
             "sliders.base_model": backbone.base_model,
-            "sliders.base_fingerprint": backbone.fingerprint(),
+            "sliders.base_fingerprint": backbone.fingerprint(components),
             "sliders.modality": backbone.modality,
             "modelspec.date": datetime.date.today().isoformat(),
             "modelspec.description": self.describe(),

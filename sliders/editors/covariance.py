@@ -11,7 +11,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sliders.attach import is_attached, weight_shape
-from sliders.backbones.base import hash_weights
 from sliders.backbones.causal_lm import CausalLMBackbone
 from sliders.batch import take, widened
 from sliders.concept import read_prompts
@@ -65,7 +64,7 @@ class Covariance:
         """Each layer's second moment, and of how many tokens it is."""
         found = {layer: kept for layer in layers if (kept := self._cached(backbone, layer)) is not None}
         if missing := [layer for layer in layers if layer not in found]:
-            if is_attached(backbone) or hash_weights(backbone.lm) != backbone.fingerprint():
+            if is_attached(backbone) or backbone.is_edited():
                 raise SliderError(
                     f"the second moments of {missing[0]!r} are those of the base, but the model is edited already; "
                     "fit once to the base, and they are kept"

@@ -81,7 +81,7 @@ class Fits:
                 editor.check(self.backbone)
                 with baked(self.backbone, Affine({}) if on is None else self(on, seed)):
                     edit = editor.fit(self.backbone, seed)
-                edit_file.save(name, edit, file, editor.metadata(self.backbone, seed))
+                edit_file.save(name, edit, file, editor.metadata(self.backbone, seed, edit.modules))
                 self._known[key] = Affine(edit.elements())
         return self._known[key]
 

@@ -83,7 +83,11 @@ def load(file: Path) -> Slider | Partial:
         shapes = {
             str(module): tuple(map(int, shape)) for module, shape in json.loads(metadata["sliders.shapes"]).items()
         }
-        if wrong := [module for module, shape in shapes.items() if len(shape) not in (2, 4) or min(shape) < 1]:
+        if wrong := [
+            module
+            for module, shape in shapes.items()
+            if len(shape) not in (2, 4) or not 1 <= min(shape) <= max(shape) < 2**31
+        ]:
             raise ValueError(f"that of {wrong[0]!r} is none of a weight")
     except KeyError as error:
         raise SliderError(f"{file} does not say the shapes of the layers that it edits: it has no {error}") from error

@@ -7,8 +7,8 @@ words of the ModelSpec standard.
 import datetime
 import json
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 from sliders.algebra.slider import Hinge, NamedDial
 from sliders.concept import Concept
@@ -68,10 +68,18 @@ def describe_composed(name: str, made: Mapping[str, Any], parts: Sequence[NamedD
         "modelspec.description": f"{made['how']} of {', '.join(part.name for part in parts)}",
         "modelspec.usage_hint": "weight 1 is the composition as it was made",
     }
-    for key in ("sliders.base_model", "sliders.base_fingerprint"):
-        found = {part.metadata[key] for part in parts if key in part.metadata}
-        if len(found) == 1:
-            said[key] = found.pop()
+    named = {part.metadata["sliders.base_model"] for part in parts if "sliders.base_model" in part.metadata}
+    if len(named) == 1:
+        said["sliders.base_model"] = named.pop()
+    hashes = list(dict.fromkeys(p.metadata[k] for p in parts if (k := "sliders.base_fingerprint") in p.metadata))
+    found: dict[str, set[str]] = {}
+    for fingerprint in hashes:
+        for name, value in _components(fingerprint).items():
+            found.setdefault(name, set()).add(value)
+    if len(hashes) == 1:
+        said["sliders.base_fingerprint"] = hashes[0]
+    elif found and all(map(_components, hashes)) and all(len(values) == 1 for values in found.values()):
+        said["sliders.base_fingerprint"] = ",".join(f"{name}={min(found[name])}" for name in sorted(found))
     return said
 
 
@@ -119,13 +127,25 @@ def check_one_base(parts: Sequence[NamedDial]) -> None:
         SliderError: two known fingerprints differ.
     """
     known = [part for part in parts if "sliders.base_fingerprint" in part.metadata]
-    for part in known:
-        if part.metadata["sliders.base_fingerprint"] != known[0].metadata["sliders.base_fingerprint"]:
-            raise SliderError(
-                f"sliders {known[0].name!r} and {part.name!r} were made for different bases "
-                f"({known[0].metadata.get('sliders.base_model')} and {part.metadata.get('sliders.base_model')}); "
-                "--any_base true composes them all the same"
-            )
+    for number, part in enumerate(known):
+        for other in known[:number]:
+            if _unlike(other.metadata, part.metadata):
+                raise SliderError(
+                    f"sliders {other.name!r} and {part.name!r} were made for different bases "
+                    f"({other.metadata.get('sliders.base_model')} and {part.metadata.get('sliders.base_model')}); "
+                    "--any_base true composes them all the same"
+                )
+
+
+def _unlike(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
+    """Whether what two sliders say of their bases contradicts; by name where their fingerprints are of two kinds."""
+    hashes = [said["sliders.base_fingerprint"] for said in (one, other)]
+    parts = [_components(fingerprint) for fingerprint in hashes]
+    if bool(parts[0]) != bool(parts[1]):
+        return one.get("sliders.base_model") != other.get("sliders.base_model")
+    if not parts[0]:
+        return hashes[0] != hashes[1]
+    return any(parts[0][name] != parts[1][name] for name in parts[0].keys() & parts[1].keys())
 
 
 def concept_of(slider: NamedDial) -> Concept:
@@ -143,19 +163,54 @@ def concept_of(slider: NamedDial) -> Concept:
     return Concept.from_metadata(plain, f"slider {slider.name!r}")
 
 
-def check_base(slider: NamedDial, fingerprint: str, base_model: str) -> None:
+class Base(Protocol):
+    """What a model says of itself; a backbone is one."""
+
+    @property
+    def base_model(self) -> str: ...
+
+    def fingerprint(self, components: Iterable[str] | None = None) -> str: ...
+
+    def old_fingerprint(self) -> str: ...
+
+
+def _components(fingerprint: str) -> dict[str, str]:
+    """The hash of each component; empty for the one hash that earlier versions wrote."""
+    parts = [part.partition("=") for part in fingerprint.split(",")]
+    return {name: value for name, equals, value in parts if equals}
+
+
+def differs(metadata: Mapping[str, str], base: Base) -> str:
+    """Which component of a base is not the one that a slider was made for; nothing if all are, or it does not say.
+
+    Only the components that the slider is on are compared: a model with another autoencoder is the same to a slider on
+    its UNet.
+    """
+    wanted = metadata.get("sliders.base_fingerprint")
+    if wanted is None:
+        return ""
+    if not (parts := _components(wanted)):
+        return "" if wanted == base.old_fingerprint() else "the model"
+    try:
+        have = _components(base.fingerprint(parts))
+    except KeyError as error:
+        return str(error.args[0])
+    return next((name for name, value in parts.items() if have[name] != value), "")
+
+
+def check_base(slider: NamedDial, base: Base) -> None:
     """Refuse a slider that was made for another base.
 
     Raises:
-        SliderError: both fingerprints are known and differ.
+        SliderError: a component that it is on is known, and is another one.
     """
     if isinstance(slider, Hinge):
         for side in (slider.left, slider.right):
-            check_base(side, fingerprint, base_model)
+            check_base(side, base)
         return
-    wanted = slider.metadata.get("sliders.base_fingerprint")
-    if wanted is not None and wanted != fingerprint:
+    if component := differs(slider.metadata, base):
         raise SliderError(
-            f"slider {slider.name!r} was made for {slider.metadata.get('sliders.base_model')} (fingerprint {wanted}), "
-            f"but {base_model} has fingerprint {fingerprint}; --any_base true loads it all the same"
+            f"slider {slider.name!r} was made for {slider.metadata.get('sliders.base_model')}, and {component} of "
+            f"{base.base_model} has other weights (another model, or another precision of its files; by its "
+            "fingerprint); --any_base true loads it all the same"
         )

@@ -4,7 +4,7 @@ import hashlib
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -195,19 +195,18 @@ def _is_slider(path: Path, text: bool) -> bool:
     return (path / "adapter_config.json").is_file() if text else path.suffix == ".safetensors"
 
 
-def load_opening(paths: Sequence[Path], fits: Mapping[str, str] | None = None) -> list[NamedDial]:
+def load_opening(paths: Sequence[Path], fits: Callable[[Mapping[str, str]], bool] | None = None) -> list[NamedDial]:
     """Read sliders, hinges and edits; of two with one name the later.
 
     Args:
         paths: files or folders.
-        fits: the base that they must be made for, as metadata says it; those of another are left out and said so.
-            Without it nothing is left out.
+        fits: whether metadata is that of a slider for this base; those of another are left out and said so.  Without
+            it nothing is left out.
     """
     found: dict[str, NamedDial] = {}
     for path in paths:
         dial = formats.load_dial(path)
-        wrong = {key for key, value in (fits or {}).items() if dial.metadata.get(key, value) != value}
-        if wrong:
+        if fits is not None and not fits(dial.metadata):
             say(f"left out {path}: it was made for another base")
             continue
         found[dial.name] = dial

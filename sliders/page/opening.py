@@ -9,7 +9,7 @@ from sliders.backbones.base import DiffusionBackbone
 from sliders.backbones.causal_lm import CausalLMBackbone
 from sliders.errors import SliderError
 from sliders.formats.given import given
-from sliders.formats.metadata import check_base
+from sliders.formats.metadata import check_base, differs
 from sliders.page.library import SHIPPED, Library, find, load_opening
 from sliders.page.safety import MEGABYTE, Shelf
 from sliders.page.session import Session
@@ -40,10 +40,10 @@ def open_session(
     if not megabytes > 0:
         raise SliderError(f"--upload_mb is {megabytes:g}; it must be above 0")
     backbone.load()
-    fingerprint = backbone.fingerprint()
     if sliders is None:
-        images = load_opening(find(SHIPPED["image"]), {"sliders.base_fingerprint": fingerprint})
-        texts = load_opening(find(SHIPPED["text"]), {"sliders.base_model": language.base_model})
+        images = load_opening(find(SHIPPED["image"]), lambda said: not differs(said, backbone))
+        base, name = "sliders.base_model", language.base_model  # which is not read yet
+        texts = load_opening(find(SHIPPED["text"]), lambda said: said.get(base, name) == name)
     else:
         files = given(sliders, "--sliders")
         spoken = [formats.of_language(one.path) for one in files]
@@ -52,6 +52,6 @@ def open_session(
         images = [dial for dial, text in zip(loaded, spoken, strict=True) if not text]
         texts = [dial for dial, text in zip(loaded, spoken, strict=True) if text]
         for dial in images:
-            check_base(dial, fingerprint, backbone.base_model)
+            check_base(dial, backbone)
     most_bytes = round(megabytes * MEGABYTE)
     return Session(backbone, language, Library(images), Library(texts), Shelf(folder), judge, most_bytes)

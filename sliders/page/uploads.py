@@ -16,6 +16,7 @@ from sliders.backbones.base import AbstractBackbone
 from sliders.concept import Concept
 from sliders.errors import SliderError
 from sliders.formats import peft
+from sliders.formats.metadata import differs
 from sliders.page.safety import clean_name, clean_text
 
 _BELIEVED = (
@@ -87,8 +88,7 @@ def check(dial: Slider | Partial, backbone: AbstractBackbone) -> None:
     Raises:
         SliderError: in words for the one who uploaded it.
     """
-    wanted = dial.metadata.get("sliders.base_fingerprint")
-    if wanted is not None and wanted != backbone.fingerprint():
+    if differs(dial.metadata, backbone):
         base = clean_text(dial.metadata.get("sliders.base_model", "another model"))
         raise SliderError(f"{dial.name} was made for another model ({base}); it would mean nothing to this one")
     try:

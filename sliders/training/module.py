@@ -151,7 +151,7 @@ class SliderModule(L.LightningModule):
         known = describe(
             concept=concept,
             base_model=self.backbone.base_model,
-            fingerprint=self.backbone.fingerprint(),
+            fingerprint=self.backbone.fingerprint({name.partition(".")[0] for name in self.adapter.modules}),
             rank=self.rank,
             alpha=self.alpha,
             targets=self.targets,

@@ -58,7 +58,8 @@ def described(concept: Concept, model: AbstractBackbone, target: str, name: str 
 
 def edited(editor: UCE, model: UNetBackbone, name: str) -> Partial:
     """A fitted edit that says what it is, as its file does."""
-    return Partial(name, editor.fit(model), {**editor.metadata(model, 0), "sliders.name": name})
+    edit = editor.fit(model)
+    return Partial(name, edit, {**editor.metadata(model, 0, edit.modules), "sliders.name": name})
 
 
 def steered(model: CausalLMBackbone, name: str = "steer") -> Partial:

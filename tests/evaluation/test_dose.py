@@ -1,7 +1,7 @@
 """Dose and response, against numbers that were worked out by hand."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -143,7 +143,7 @@ class Bent(DiffusionBackbone):
 
     def __init__(self, bend: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.place = torch.nn.Parameter(torch.zeros(1))
+        self.where = torch.nn.Parameter(torch.zeros(1))
         self.bend, self.dial = bend, torch.zeros(1)
 
     def load(self) -> None:
@@ -153,7 +153,7 @@ class Bent(DiffusionBackbone):
     def base_model(self) -> str:
         return "bent"
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, components: Iterable[str] | None = None) -> str:
         return "bent"
 
     def target_groups(self) -> dict[str, TargetGroup]:

@@ -1,6 +1,6 @@
 """A model whose laws are known: two linear layers side by side, and one that is bent."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -36,7 +36,7 @@ class Toy(AbstractBackbone):
     def base_model(self) -> str:
         return "toy"
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, components: Iterable[str] | None = None) -> str:
         return "toy"
 
     def target_groups(self) -> dict[str, TargetGroup]:

@@ -25,7 +25,7 @@ from sliders.errors import SliderError
 from sliders.evaluation.sampling import Sampling, Scene, sample
 from sliders.formats import diffusers as slider_file
 from sliders.formats import tensors
-from sliders.formats.metadata import check_base, concept_of, describe
+from sliders.formats.metadata import concept_of, describe
 from tests import tiny
 from tests.factory import lowrank, slider
 
@@ -256,12 +256,6 @@ class TestErrors:
     def test_a_concept_that_is_none(self) -> None:
         with pytest.raises(SliderError, match="'s'"):
             concept_of(Slider("s", plain().update, {"sliders.concept": "{"}))
-
-    def test_another_base(self) -> None:
-        check_base(plain(), "abc", "here")
-        check_base(Slider("theirs", plain().update), "abc", "here")  # it does not say
-        with pytest.raises(SliderError, match=r"'s'.*the/base.*abc.*here.*xyz"):
-            check_base(plain(), "xyz", "here")
 
 
 def stable_diffusion() -> tuple[Pipeline, UNetBackbone]:

@@ -101,7 +101,7 @@ class TestLearning:
         slider, fresh = model.slider(), runs.loaded(base)
         assert slider.name == "happy"
         assert slider.metadata["sliders.base_model"] == str(base)
-        assert slider.metadata["sliders.base_fingerprint"] == model.backbone.fingerprint()
+        assert slider.metadata["sliders.base_fingerprint"] == model.backbone.fingerprint(["unet"])
         assert concept_of(slider) == runs.HAPPY
         assert set(slider.update) == set(fresh.select_targets(["noxattn"]))
         assert {part.rank for part in slider.update.values()} == {4}

@@ -1,0 +1,91 @@
+"""Which model a base is: a hash of each component's weights, whatever precision they are stored in or loaded with.
+
+A component is hashed when somebody asks for it, from its files where it has been read from files; what was found is
+kept in the user's cache, so that a model is hashed once.
+"""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from sliders.fetch import cache_folder
+from sliders.files import write_text
+
+_FIRST = 1024
+
+
+def _narrowed(tensor: Tensor) -> Tensor:
+    """The same numbers in half precision, if it can hold them."""
+    glance = tensor.flatten()[:_FIRST]
+    for dtype in (torch.float16, torch.bfloat16):
+        if tensor.dtype == dtype:
+            return tensor
+        if torch.equal(glance.to(dtype).to(tensor.dtype), glance):  # most others are told by their first numbers
+            half = tensor.to(dtype)
+            if torch.equal(half.to(tensor.dtype), tensor):
+                return half
+    return tensor
+
+
+def hash_tensors(tensors: Iterable[Tensor]) -> str:
+    """Of what a component consists of: shapes and numbers, in any order and under any names.
+
+    Libraries name and order tensors in memory otherwise than in files, and keep in memory twice what is tied.  Numbers
+    are taken in the narrowest precision that holds all of a tensor exactly, so that a model that was stored in half
+    precision and read in float32 is still the same.
+    """
+    digests: set[bytes] = set()
+    for tensor in tensors:
+        if not tensor.is_floating_point():
+            continue  # positions and counters
+        own = _narrowed(tensor.detach().cpu())
+        digest = hashlib.sha256(f"{own.dtype} {tuple(own.shape)}".encode())
+        digest.update(own.contiguous().view(-1).view(torch.uint8).numpy())  # pyright: ignore[reportArgumentType]
+        digests.add(digest.digest())
+    return hashlib.sha256(b"".join(sorted(digests))).hexdigest()[:32]
+
+
+def hash_named(tensors: Mapping[str, Tensor]) -> str:
+    """Names and numbers in float32, as earlier versions hashed all of a model at once."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _stored(files: Sequence[Path]) -> Iterator[Tensor]:
+    for file in files:
+        with safe_open(file, "pt") as opened:
+            for key in opened.keys():  # noqa: SIM118
+                yield opened.get_tensor(key)
+
+
+def hash_files(files: Sequence[Path]) -> str:
+    """`hash_tensors` of what files in safetensors hold, which is computed once for as long as they do not change."""
+    seen = [(str(file.resolve()), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
+    key = hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:32]
+    kept = cache_folder() / "fingerprints" / key
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        if len(known := kept.read_text(encoding="utf-8")) == 32:
+            return known
+    found = hash_tensors(_stored(files))
+    with contextlib.suppress(OSError):  # a cache that cannot be written is none
+        write_text(kept, found)
+    return found
+
+
+def glance(model: nn.Module) -> str:
+    """A hash of some numbers of every weight as it is in memory; an edit of a weight changes most of its numbers."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        some = tensor[tuple(slice(None, None, max(1, size // 8)) for size in tensor.shape)]
+        digest.update(name.encode())
+        digest.update(some.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
