@@ -7,6 +7,7 @@ How many rows a model is run on is said by whoever runs it, with `rows_of`: a la
 models lay the tokens of all rows behind one another.
 """
 
+import hashlib
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -43,6 +44,16 @@ def repeat(batch: TensorBatch, times: int) -> TensorBatch:
 def move(batch: TensorBatch, device: torch.device | str) -> TensorBatch:
     """The same batch on another device."""
     return {name: value.to(device) for name, value in batch.items()}
+
+
+def digest(*batches: TensorBatch) -> str:
+    """A hash of names, precisions, shapes and content."""
+    made = hashlib.sha256()
+    for batch in batches:
+        for name, value in sorted(batch.items()):
+            made.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            made.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return made.hexdigest()
 
 
 def widened(values: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from pathlib import Path
 from sliders import editors
 from sliders.algebra.edit import Translation
 from sliders.algebra.slider import Slider
+from sliders.attach import displacements
 from sliders.backbones.base import AbstractBackbone
 from sliders.backbones.causal_lm import CausalLMBackbone
 from sliders.backbones.placement import Precision
@@ -87,6 +88,8 @@ def fit(editor: Editor, backbone: AbstractBackbone, name: str, out: Path | None,
         edit_file.check_place(file)
     backbone.load()
     edit = editor.fit(backbone, seed)
+    if not any(update.norm() > 0 for _, update in displacements(backbone, name, edit)):
+        raise SliderError(f"{name} changes nothing: {editor.describe()}; nothing is written")
     said = editor.metadata(backbone, seed, edit.modules)
     if not lora:
         edit_file.save(name, edit, file, said)

@@ -6,12 +6,25 @@ import warnings
 
 from rich.console import Console
 
+from sliders.errors import SliderWarning
+
+_formatted = warnings.formatwarning
+
 
 def say(*lines: object) -> None:
     """Print lines (or rich tables) without wrapping paths."""
     console = Console()
     for line in lines:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def _in_a_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Our own warnings as a user reads them; others say where they come from."""
+    if issubclass(category, SliderWarning):
+        return f"warning: {message}\n"
+    return _formatted(message, category, filename, lineno, line)
 
 
 _HARMLESS = re.compile(
@@ -34,6 +47,7 @@ def _concerns(record: logging.LogRecord) -> bool:
 
 def hush_libraries() -> None:
     """Silence loading bars, advice and known harmless warnings of the libraries; other warnings and errors show."""
+    warnings.formatwarning = _in_a_line
     import diffusers.utils.logging as diffusers_log
     import transformers.utils.logging as transformers_log
 

@@ -1,4 +1,4 @@
-"""The one exception that a user of this package needs to catch."""
+"""The one exception that a user of this package needs to catch, and its warning."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,6 +6,10 @@ from contextlib import contextmanager
 
 class SliderError(Exception):
     """Something asked for cannot be done; the message names the file, key or flag and says what to do instead."""
+
+
+class SliderWarning(UserWarning):
+    """Something is done, though not with all of what was given; the message names what is left out."""
 
 
 def check_at_least_1(where: str, holder: object, *fields: str) -> None:

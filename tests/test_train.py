@@ -133,7 +133,7 @@ def test_a_config_for_a_large_model_runs_on_a_tiny_one(
 ) -> None:
     """Nothing but the model, the device and the numbers of pictures and steps is changed."""
     monkeypatch.chdir(ROOT)
-    pipeline: Any = tiny.stable_diffusion() if family == "sd15" else tiny.stable_diffusion_xl()
+    pipeline: Any = tiny.stable_diffusion(room=77) if family == "sd15" else tiny.stable_diffusion_xl(77)
     model = tiny.save(pipeline, tmp_path / "model")
     for file in sorted((ROOT / "configs" / family).glob("*.yaml")):
         callbacks = yaml.safe_load(file.read_text())["trainer"]["callbacks"]

@@ -18,12 +18,12 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 WORDS = ["a", "person", "happy", "sad", "with", "hat", "dog"]
 
 
-def tokenizer() -> CLIPTokenizer:
-    """Letters, and every letter as the end of a word."""
+def tokenizer(room: int = 32) -> CLIPTokenizer:
+    """Letters, and every letter as the end of a word; prompts are cut to ``room`` tokens."""
     letters = [chr(c) for c in range(ord("a"), ord("z") + 1)] + [","]
     marks = ["<|startoftext|>", "<|endoftext|>"]
     vocabulary = {token: i for i, token in enumerate([*marks, *letters, *(f"{letter}</w>" for letter in letters)])}
-    return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=32, pad_token="<|endoftext|>")
+    return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=room, pad_token="<|endoftext|>")
 
 
 def _text_config(width: int, tokens: CLIPTokenizer) -> CLIPTextConfig:
@@ -33,7 +33,7 @@ def _text_config(width: int, tokens: CLIPTokenizer) -> CLIPTextConfig:
         intermediate_size=2 * width,
         num_hidden_layers=2,
         num_attention_heads=2,
-        max_position_embeddings=32,
+        max_position_embeddings=tokens.model_max_length,
         projection_dim=width,
         bos_token_id=tokens.bos_token_id,
         eos_token_id=tokens.eos_token_id,
@@ -81,10 +81,10 @@ def _unet(width: int, **extra: Any) -> UNet2DConditionModel:
     )
 
 
-def stable_diffusion(prediction: str = "epsilon") -> StableDiffusionPipeline:
+def stable_diffusion(prediction: str = "epsilon", room: int = 32) -> StableDiffusionPipeline:
     """A pipeline of the shape of Stable Diffusion 1.x (``epsilon``) or 2.x (``v_prediction``)."""
     torch.manual_seed(0)
-    tokens = tokenizer()
+    tokens = tokenizer(room)
     return StableDiffusionPipeline(
         vae=_vae(),
         text_encoder=CLIPTextModel(_text_config(16, tokens)),
@@ -97,10 +97,10 @@ def stable_diffusion(prediction: str = "epsilon") -> StableDiffusionPipeline:
     )
 
 
-def stable_diffusion_xl() -> StableDiffusionXLPipeline:
+def stable_diffusion_xl(room: int = 32) -> StableDiffusionXLPipeline:
     """A pipeline of the shape of SDXL: two text encoders, pooled embeddings, time ids."""
     torch.manual_seed(0)
-    tokens = tokenizer()
+    tokens = tokenizer(room)
     unet = _unet(
         32,
         addition_embed_type="text_time",

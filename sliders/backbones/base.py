@@ -112,6 +112,10 @@ class AbstractBackbone(ABC, nn.Module):
     def encode(self, prompts: Sequence[str]) -> TensorBatch:
         """The conditioning of each prompt, a row each."""
 
+    def unread(self, prompts: Sequence[str]) -> dict[str, str]:
+        """Which prompts `encode` reads only a part of, and what it leaves out, to follow the prompt in a message."""
+        return {}
+
     @abstractmethod
     def predict(self, state: TensorBatch, conditioning: TensorBatch) -> Tensor:
         """The model's prediction ``[n, ...]``, row by row."""

@@ -295,7 +295,11 @@ class CausalLMBackbone(AbstractBackbone):
     # Prompts
 
     def render(self, prompt: str) -> str:
-        """The text in front of a response."""
+        """The text in front of a response.
+
+        Raises:
+            SliderError: the chat template leaves out the message or the instruction.
+        """
         instruction, blank, message = prompt.partition(BETWEEN)
         if not blank:
             instruction, message = "", prompt
@@ -306,10 +310,27 @@ class CausalLMBackbone(AbstractBackbone):
         if instruction:
             system = {"role": "system", "content": instruction}
             try:
-                return self._template([system, *turns])
+                if (shown := self._shown([system, *turns])) is not None:
+                    return shown
             except Exception:  # a template's own `raise_exception`, of whatever class jinja gives it
-                turns[0]["content"] = instruction + BETWEEN + message
-        return self._template(turns)
+                pass
+            turns[0]["content"] = instruction + BETWEEN + message
+        if (shown := self._shown(turns)) is None:
+            raise SliderError(
+                f"the chat template of {self.model} leaves out what it is given: {turns[0]['content'][:60]!r}; give "
+                "backbone.chat: false, or a model whose template shows it"
+            )
+        return shown
+
+    def _shown(self, turns: list[dict[str, str]]) -> str | None:
+        """What the chat template makes of turns; None if it leaves out what one of them says."""
+        text = self._template(turns)
+        for k, turn in enumerate(turns):
+            if turn["content"].strip() not in text:  # it may be written otherwise there, or be dropped
+                other = {**turn, "content": turn["content"] + " x"}
+                if self._template([*turns[:k], other, *turns[k + 1 :]]) == text:
+                    return None
+        return text
 
     def _template(self, turns: list[dict[str, str]]) -> str:
         return self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)

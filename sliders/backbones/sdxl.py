@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sliders.backbones.unet import UNetBackbone
 from sliders.batch import TensorBatch, rows_of
+from sliders.reading import warn_unread
 
 
 class SDXLBackbone(UNetBackbone):
@@ -38,6 +39,7 @@ class SDXLBackbone(UNetBackbone):
         return {}
 
     def encode(self, prompts: Sequence[str]) -> TensorBatch:
+        warn_unread(self, prompts)
         with rows_of(len(prompts)):
             embeddings, _, pooled, _ = self.pipeline.encode_prompt(
                 list(prompts), device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False

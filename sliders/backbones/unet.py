@@ -16,6 +16,7 @@ from sliders.backbones.vocabulary import check_vocabulary
 from sliders.batch import TensorBatch, rows_of
 from sliders.errors import SliderError
 from sliders.paths import Source
+from sliders.reading import warn_unread
 from sliders.shipped import MODELS, model_folder
 
 
@@ -147,7 +148,24 @@ class UNetBackbone(DiffusionBackbone):
             "text-encoder": TargetGroup(tuple(rf"^{name}\..*(self_attn|mlp)\." for name in self.encoders)),
         }
 
+    def unread(self, prompts: Sequence[str]) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for name in self.encoders:
+            tokenizer = getattr(self.pipeline, name.replace("text_encoder", "tokenizer"))
+            room = int(tokenizer.model_max_length)
+            for prompt in dict.fromkeys(prompts):
+                ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
+                if len(ids) > room:
+                    rest = tokenizer.decode(ids[room - 1 : -1]).strip()
+                    found.setdefault(
+                        prompt,
+                        f"has {len(ids)} tokens with its marks, {len(ids) - room} more than the {room} that the "
+                        f"{name} of {self.model} reads, which leaves out {rest!r}",
+                    )
+        return found
+
     def encode(self, prompts: Sequence[str]) -> TensorBatch:
+        warn_unread(self, prompts)
         with rows_of(len(prompts)):
             embeddings, _ = self.pipeline.encode_prompt(list(prompts), self.device, 1, False)
         return {"prompt_embeds": embeddings}

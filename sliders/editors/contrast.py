@@ -16,6 +16,7 @@ from sliders.backbones.causal_lm import CausalLMBackbone
 from sliders.batch import TensorBatch, widened
 from sliders.concept import Concept
 from sliders.errors import SliderError, check_at_least_1
+from sliders.reading import check_directions, is_rounding
 
 Read = Callable[[TensorBatch, TensorBatch], Tensor]
 """From responses and what stands before them to states ``[n, layers, response, width]``."""
@@ -74,8 +75,13 @@ class Side:
 
 @torch.no_grad()
 def answer(backbone: CausalLMBackbone, concept: Concept, how: Saying | None = None, seed: int = 0) -> list[Answers]:
-    """What the model as it is now answers to a concept's contexts, under its target."""
+    """What the model as it is now answers to a concept's contexts, under its target.
+
+    Raises:
+        SliderError: it reads the concept's positives and negatives alike.
+    """
     how = how or Saying()
+    check_directions(backbone, concept.worded("text"))
     contexts = concept.worded("text").in_contexts()[: how.messages]
     found = []
     for start in range(0, len(contexts), how.batch):
@@ -98,12 +104,19 @@ def contrast(backbone: CausalLMBackbone, answers: Sequence[Answers], read: Read)
 
 
 def mean_difference(backbone: CausalLMBackbone, answers: Sequence[Answers], read: Read) -> Tensor:
-    """The mean over tokens of positive less negative states, ``[layers, width]``; see `contrast`."""
-    total, count = torch.zeros(()), 0.0
+    """The mean over tokens of positive less negative states, ``[layers, width]``; see `contrast`.
+
+    Raises:
+        SliderError: there is no difference, but for rounding, in a layer.
+    """
+    total, size, count = torch.zeros(()), torch.zeros(()), 0.0
     for side in contrast(backbone, answers, read):
         share = side.share if side.positive else -side.share
         total = total.to(side.states) + share * side.states.sum(0)
+        size = size.to(side.states) + abs(share) * side.states.abs().sum(0)
         count += max(share, 0.0) * len(side.states)
+    if is_rounding(total.norm(dim=-1), size.norm(dim=-1), backbone.dtype).any():
+        raise SliderError("there is no direction: the states under positives and negatives are the same up to rounding")
     return total / count
 
 

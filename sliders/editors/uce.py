@@ -67,6 +67,10 @@ class UCE(Editor[UNetBackbone]):
         for context in self._drawn(seed):
             for pair in self.replace.items():
                 vectors = [self._vectors(backbone, context, concept) for concept in pair]
+                if torch.equal(*vectors):
+                    raise SliderError(
+                        f"uce: in {context!r} the model reads {pair[0]!r} as {pair[1]!r} already; nothing is to change"
+                    )
                 for side, own in zip(sides, vectors, strict=True):
                     side.append(own[: min(map(len, vectors))])
         if not sides[0]:

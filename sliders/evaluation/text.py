@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from sliders.evaluation.lexical import SCORES, distinct, read, repetition
 from sliders.evaluation.plots import dial_label, save_figure, text_dose_figure
 from sliders.evaluation.sampling import Turn
 from sliders.files import write_text
+from sliders.reading import check_directions
 from sliders.shipped import shipped
 
 NEUTRAL = shipped("data/text/neutral.txt")
@@ -176,6 +177,7 @@ def say_with_oracle(
     def asked(instruction: str, part: Sequence[str]) -> TensorBatch:
         return backbone.encode([instruction + BETWEEN + message for message in part])
 
+    check_directions(backbone, replace(concept, contexts=list(messages)))
     states = []
     for amount in amounts:
         parts = []

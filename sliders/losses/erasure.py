@@ -78,6 +78,9 @@ class AbstractLoss(ABC, nn.Module):
 
     Args:
         eta: how far dial 1 moves the prediction, in units of the direction.
+
+    Raises:
+        SliderError: eta is 0 or not finite.
     """
 
     space: ClassVar[str]
@@ -85,6 +88,8 @@ class AbstractLoss(ABC, nn.Module):
 
     def __init__(self, eta: float = 1.0) -> None:
         super().__init__()
+        if not math.isfinite(eta) or eta == 0:
+            raise SliderError(f"loss.eta is {eta:g}, at which nothing is learnt; give a number other than 0")
         self.eta = eta
 
     @abstractmethod

@@ -1,6 +1,10 @@
 """What must not move: rows whose direction is 0 ask the student for the frozen model's own prediction."""
 
+import math
+
 from torch import Tensor, nn
+
+from sliders.errors import SliderError
 
 
 class Preservation(nn.Module):
@@ -11,10 +15,18 @@ class Preservation(nn.Module):
 
     Args:
         weight: of the preserved rows' mean against the other rows' mean.
+
+    Raises:
+        SliderError: the weight is not above 0.
     """
 
     def __init__(self, weight: float = 1.0) -> None:
         super().__init__()
+        if not 0 < weight < math.inf:
+            raise SliderError(
+                f"model.preservation.weight is {weight:g}; it must be above 0 (to preserve nothing, leave out "
+                "concept.preserve)"
+            )
         self.weight = weight
 
     def forward(self, losses: Tensor, preserved: Tensor) -> Tensor:

@@ -108,6 +108,9 @@ class SliderWriter(AbstractProbe):
 
     Args:
         every: steps between two writings.
+
+    Raises:
+        SliderError: at the end, if nothing was learnt.
     """
 
     def __init__(self, every: int = 50) -> None:
@@ -118,6 +121,7 @@ class SliderWriter(AbstractProbe):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, SliderModule)
+        pl_module.check_learnt()
         if trainer.is_global_zero:
             write_slider(trainer, pl_module)
 

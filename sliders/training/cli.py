@@ -18,6 +18,7 @@ from sliders.errors import SliderError, unwrapped
 from sliders.paths import called_here
 from sliders.shipped import DEFAULT_CONFIG, shipped, with_files
 from sliders.training.callbacks import SliderWriter
+from sliders.training.checks import check_mixed, refused_in_a_line
 from sliders.training.data import ConceptData
 from sliders.training.module import SliderModule
 
@@ -100,7 +101,10 @@ class SliderCLI(LightningCLI):
         folder = Path(self.config.trainer.default_root_dir)
         if self.config.trainer.logger is None:
             kwargs["logger"] = TensorBoardLogger(folder.parent, name=folder.name, version="")
-        return super().instantiate_trainer(**kwargs)
+        with refused_in_a_line():
+            trainer = super().instantiate_trainer(**kwargs)
+        check_mixed(self.config.trainer.precision, trainer)
+        return trainer
 
     def fit(self) -> None:
         """Train, from the beginning or from `--ckpt_path`."""

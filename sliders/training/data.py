@@ -1,5 +1,6 @@
 """What each training step is about: seeds, dials, and which rows are to be preserved."""
 
+import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -82,7 +83,7 @@ class ConceptData(L.LightningDataModule):
         concept = concept if isinstance(concept, Concept) else Concept.load(Path(concept))
         if batch_size < 1:
             raise SliderError(f"data.batch_size is {batch_size}; it must be at least 1")
-        if not 0 < magnitude[0] <= magnitude[1]:
+        if not 0 < magnitude[0] <= magnitude[1] < math.inf:
             raise SliderError(f"data.magnitude is {list(magnitude)}; it must be two positive numbers, the lesser first")
         if preserve_batch_size and not concept.preserve:
             raise SliderError(f"data.preserve_batch_size is {preserve_batch_size}, but concept.preserve is empty")

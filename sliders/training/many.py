@@ -51,7 +51,7 @@ class Run:
         arguments: of the training command, without those that say where it is kept.
         name: the concept's, unless the config names the run.
         key: hash of the resolved config and concept.
-        base: class and arguments of the backbone; runs with the same one share it.
+        base: class and arguments of the backbone, and the precision that it is run in; runs with the same share it.
         runs: the folder that runs are kept in.
     """
 
@@ -101,7 +101,7 @@ def plan(config: Path, runs: Path, overrides: Sequence[str] = ()) -> Run:
     if not isinstance(concept, Concept):  # written into the config
         concept = Concept.from_dict(concept.get("init_args", concept).as_dict(), folder=Path())
     plain["data"]["concept"] = concept.to_dict()
-    base = json.dumps(plain["model"]["backbone"], sort_keys=True)
+    base = json.dumps([plain["model"]["backbone"], plain["trainer"]["precision"]], sort_keys=True)
     plain = _by_content(plain)
     key = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:10]
     return Run(arguments, name, key, base, runs)

@@ -1,22 +1,9 @@
 """What a frozen model has said already, for sliders that are trained on it one after the other."""
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Callable
 
-import torch
-
-from sliders.batch import TensorBatch
-
-
-def _key(what: str, batches: tuple[TensorBatch, ...]) -> str:
-    """A hash of the content."""
-    digest = hashlib.sha256(what.encode())
-    for batch in batches:
-        for name, value in sorted(batch.items()):
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+from sliders.batch import TensorBatch, digest
 
 
 class Memory:
@@ -31,7 +18,7 @@ class Memory:
 
     def __init__(self, room: int = 2**30) -> None:
         self.room = room
-        self._answers: OrderedDict[str, TensorBatch] = OrderedDict()
+        self._answers: OrderedDict[tuple[str, str], TensorBatch] = OrderedDict()
 
     @property
     def size(self) -> int:
@@ -46,7 +33,7 @@ class Memory:
             batches: the tensors that it depends on.
             make: asks the model.
         """
-        key = _key(what, batches)
+        key = (what, digest(*batches))
         answer = self._answers[key] = self._answers.pop(key, None) or make()
         while self.size > self.room:
             self._answers.popitem(last=False)

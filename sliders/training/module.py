@@ -1,6 +1,7 @@
 """The one training loop, for every model family, loss and source of states."""
 
 import time
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,10 +15,12 @@ from sliders.attach import Adapter
 from sliders.backbones.base import AbstractBackbone
 from sliders.batch import repeat, widened
 from sliders.concept import Concept
-from sliders.errors import SliderError
+from sliders.errors import SliderError, SliderWarning
 from sliders.formats.metadata import describe
 from sliders.losses.erasure import AbstractLoss, Prediction, progress
 from sliders.losses.preservation import Preservation
+from sliders.reading import check_read, short
+from sliders.training.checks import base_precision, check_number, check_optimizer, check_trainer
 from sliders.training.data import ConceptData, StepBatch
 from sliders.training.memory import Memory
 from sliders.training.states import StateSource
@@ -54,6 +57,9 @@ class SliderModule(L.LightningModule):
         super().__init__()
         if rank < 1:
             raise SliderError(f"model.rank is {rank}; it must be at least 1")
+        if not targets:
+            raise SliderError("model.targets is empty, so that nothing is trained; name a group of layers")
+        check_number("model.alpha", rank if alpha is None else alpha, above_0=True)
         if loss.space != backbone.space:
             raise SliderError(
                 f"model.loss is {type(loss).__name__}, which compares {loss.space}, but {type(backbone).__name__} "
@@ -69,6 +75,7 @@ class SliderModule(L.LightningModule):
         self.measured: dict[str, str] = {}
         self.strict_loading = False
         self._dial = torch.zeros(0)  # of the step's rows
+        self._checked = False  # whether the first lesson teaches anything
         self._began, self._seconds = 0.0, 0.0  # of this process's training, pictures of probes included
 
     def configure_model(self) -> None:
@@ -94,21 +101,32 @@ class SliderModule(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         _ = self.concept  # a concept without words for this model should be known before the weights are read
+        check_trainer(self.trainer)
         self.place(self.trainer)
+        check_optimizer(self.trainer, self.optimizer, self.lr_scheduler)
 
     def place(self, trainer: L.Trainer) -> None:
-        """Let the model be read for the trainer's device, before it is.
+        """Let the model be read for the trainer's device and precision, before it is.
 
         Raises:
-            SliderError: it was given another one.
+            SliderError: it was given another one, or a precision that does not go with the trainer's.
         """
+        base_precision(trainer, self.backbone)
         self.backbone.placement = self.backbone.placement.on_trainers(trainer.strategy.root_device)
 
     def on_fit_start(self) -> None:
         self.backbone.eval()
         self._began = time.monotonic()
         assert self.adapter is not None
-        self.teacher = Teacher(self.backbone, self.concept, self.adapter, self.memory)
+        concept = self.concept
+        asked = [prompt for target, *sides in concept.in_contexts() for side in ([target], *sides) for prompt in side]
+        check_read(self.backbone, [*asked, *(concept.preserve or [])])
+        with self.trainer.precision_plugin.forward_context():  # what teacher and student read is computed alike
+            self.teacher = Teacher(self.backbone, concept, self.adapter, self.memory)
+        self._checked = False
+        for prompt in self.teacher.contradictions():
+            text = f"concept {concept.name!r}: {short(prompt)} is to be preserved, but is a target that is to be moved"
+            warnings.warn(text, SliderWarning, stacklevel=2)
 
     def training_step(self, batch: StepBatch, batch_idx: int) -> Tensor:
         assert self.adapter is not None
@@ -123,11 +141,54 @@ class SliderModule(L.LightningModule):
                 repeat(lesson.state, times), self.teacher.targets(lesson.question.repeat(times))
             )
         prediction = Prediction(widened(student), **repeat(lesson.answers(), times), dial=dial)
+        if not self._checked:
+            self._check(prediction)
         loss = self.preservation(self.loss(prediction), batch.preserved.repeat(times).to(dial.device))
+        if not loss.isfinite():
+            raise SliderError(
+                f"the loss is {float(loss):g} in step {batch.step}, so that nothing more can be learnt; lower "
+                "model.optimizer.lr or model.loss.eta, or train in another trainer.precision"
+            )
         effect, stray = progress(prediction, self.loss)
         self.log_dict({"loss": loss, "effect": effect, "stray": stray}, prog_bar=True, batch_size=len(batch.seeds))
         self._seconds = time.monotonic() - self._began
         return loss
+
+    def _check(self, prediction: Prediction) -> None:
+        """Of the first lesson: there is something to learn.
+
+        Raises:
+            SliderError: there is not.
+        """
+        assert self.teacher is not None
+        self.teacher.check_directions()
+        moved = prediction.direction.flatten(1).any(1)
+        if moved.any() and torch.equal(self.loss.target(prediction)[moved], prediction.base[moved]):
+            raise SliderError(
+                f"{type(self.loss).__name__} wants of every state what the model says already; change model.loss (eta "
+                "higher, plausible lower)"
+            )
+        if prediction.weight is not None and not prediction.weight.any():
+            raise SliderError("every position of the states weighs 0, so that nothing is learnt; change model.states")
+        self._checked = True
+
+    def check_learnt(self) -> None:
+        """Of a training that has ended.
+
+        Raises:
+            SliderError: it left the slider as it was at the beginning, or broken.
+        """
+        assert self.adapter is not None
+        if self.adapter.is_identity():
+            raise SliderError(
+                f"nothing was learnt in {self.global_step} steps: the slider is 0 in every layer, so that no file is "
+                "written; train longer or with a higher model.optimizer.lr"
+            )
+        if not all(factor.isfinite().all() for factor in self.adapter.parameters()):
+            raise SliderError(
+                f"the slider is not finite after {self.global_step} steps, so that no file is written; lower "
+                "model.optimizer.lr"
+            )
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         assert self.adapter is not None

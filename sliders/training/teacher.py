@@ -10,8 +10,10 @@ from torch import Tensor
 
 from sliders.attach import Adapter
 from sliders.backbones.base import AbstractBackbone, Predictor, guided
-from sliders.batch import TensorBatch, join, take, widened
+from sliders.batch import TensorBatch, digest, join, take, widened
 from sliders.concept import Concept
+from sliders.errors import SliderError
+from sliders.reading import check_told_apart, is_rounding, short
 from sliders.training.memory import Memory
 
 
@@ -41,6 +43,9 @@ class Teacher:
         concept: in the words for it.
         adapter: the slider that is trained on it.
         memory: of what the model has said while other sliders were trained on it.
+
+    Raises:
+        SliderError: the model reads the positives and the negatives of a question alike.
     """
 
     def __init__(
@@ -64,8 +69,20 @@ class Teacher:
         self._empty = self._row("")
         with torch.no_grad():
             encoded = [self.recall(f"encode {p}", (), lambda p=p: backbone.encode([p])) for p in self.prompts]
+        check_told_apart(concept, dict(zip(self.prompts, encoded, strict=True)))
         self.conditioning = join(encoded)
         self.evaluations = 0
+        self._moves: Tensor | None = None  # whether any direction yet was more than rounding
+        self._computed = torch.float32  # the coarsest precision on the way to an answer
+
+    def contradictions(self) -> list[str]:
+        """Prompts to preserve that the model reads as it reads a target, which is to be moved."""
+        targets = {digest(self._seen(self.questions[q].target)) for q in self.moved.tolist()}
+        kept = [self.questions[q].target for q in self.kept.tolist()]
+        return [self.prompts[row] for row in kept if digest(self._seen(row)) in targets]
+
+    def _seen(self, row: int) -> TensorBatch:
+        return take(self.conditioning, torch.tensor([row]))
 
     def recall(
         self, what: str, batches: tuple[TensorBatch, ...], make: Callable[[], TensorBatch], lasting: bool = True
@@ -121,12 +138,39 @@ class Teacher:
         columns = [[(row, *term) for row, term in enumerate(column) if term] for column in zip_longest(*terms)]
         columns = columns if with_base else columns[1:]
         calls = [column[k : k + chunk] for column in columns for k in range(0, len(column), chunk)]
-        answers = widened(torch.cat([self._ask(state, call, lasting) for call in calls]))
+        said = torch.cat([self._ask(state, call, lasting) for call in calls])
+        answers = widened(said)
         rows, _, *shares = map(torch.tensor, zip(*(part for call in calls for part in call), strict=True))
         share = torch.stack(shares, 1).view(-1, 2, *[1] * (answers.dim() - 1)).to(answers)
         sums = answers.new_zeros(len(questions), 2, *answers.shape[1:])
         sums.index_add_(0, rows.to(answers.device), answers[:, None] * share)
-        return sums[:, 0], sums[:, 1]
+        base, direction = sums.unbind(1)
+        if with_base:
+            self._note(base, direction, said.dtype)
+        return base, direction
+
+    def _note(self, base: Tensor, direction: Tensor, dtype: torch.dtype) -> None:
+        """Remember whether any direction is more than rounding in ``dtype``; waits for no device."""
+        size, change = (values.flatten(1).norm(dim=1) for values in (base, direction))
+        self._computed = max(dtype, self.backbone.dtype, key=lambda one: torch.finfo(one).eps)
+        moves = (~is_rounding(change, size, self._computed)).any()
+        self._moves = moves if self._moves is None else self._moves | moves
+
+    def check_directions(self) -> None:
+        """Of all that was answered so far.
+
+        Raises:
+            SliderError: no direction was more than rounding.
+        """
+        if self._moves is not None and not self._moves:
+            asked = self.questions[0]
+            sides = " and ".join(
+                ", ".join(short(self.prompts[k]) for k in s) for s in (asked.positives, asked.negatives)
+            )
+            raise SliderError(
+                f"there is no direction: {type(self.backbone).__name__} predicts the same for {sides}, up to rounding "
+                f"in {self._computed}; choose other prompts, or a higher precision"
+            )
 
     def _ask(self, state: TensorBatch, call: Sequence[tuple[int, int, float, float]], lasting: bool) -> Tensor:
         """One call of the model, about a prompt (second) at a state's row (first) each."""

@@ -9,7 +9,7 @@ LOSSES = torch.tensor([1.0, 3.0, 10.0, 20.0])
 LAST_TWO = torch.tensor([False, False, True, True])
 
 
-@pytest.mark.parametrize(("weight", "total"), [(0.0, 2.0), (0.5, 2 + 7.5), (1.0, 2 + 15.0), (4.0, 2 + 60.0)])
+@pytest.mark.parametrize(("weight", "total"), [(0.25, 2 + 3.75), (0.5, 2 + 7.5), (1.0, 2 + 15.0), (4.0, 2 + 60.0)])
 def test_by_hand(weight: float, total: float) -> None:
     """Means of each kind, so that how many rows are preserved does not matter."""
     assert float(Preservation(weight)(LOSSES, LAST_TWO)) == pytest.approx(total)
