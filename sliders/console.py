@@ -48,6 +48,7 @@ def _concerns(record: logging.LogRecord) -> bool:
 def hush_libraries() -> None:
     """Silence loading bars, advice and known harmless warnings of the libraries; other warnings and errors show."""
     warnings.formatwarning = _in_a_line
+    warnings.filterwarnings("default", category=SliderWarning)
     import diffusers.utils.logging as diffusers_log
     import transformers.utils.logging as transformers_log
 

@@ -326,10 +326,9 @@ class CausalLMBackbone(AbstractBackbone):
         """What the chat template makes of turns; None if it leaves out what one of them says."""
         text = self._template(turns)
         for k, turn in enumerate(turns):
-            if turn["content"].strip() not in text:  # it may be written otherwise there, or be dropped
-                other = {**turn, "content": turn["content"] + " x"}
-                if self._template([*turns[:k], other, *turns[k + 1 :]]) == text:
-                    return None
+            other = {**turn, "content": turn["content"] + " x"}
+            if self._template([*turns[:k], other, *turns[k + 1 :]]) == text:
+                return None
         return text
 
     def _template(self, turns: list[dict[str, str]]) -> str:

@@ -100,7 +100,9 @@ class AbstractReport(ABC, L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero and not trainer.interrupted:
-            self.report(trainer, *_parts(pl_module))
+            module, adapter = _parts(pl_module)
+            module.check_learnt()
+            self.report(trainer, module, adapter)
 
 
 class SliderWriter(AbstractProbe):

@@ -72,12 +72,24 @@ def refused_in_a_line() -> Iterator[None]:
         raise SliderError(f"trainer: {' '.join(str(error).split())}") from error
 
 
-def check_mixed(asked: object, trainer: L.Trainer) -> None:
-    """Of the precision that a trainer was made for.
+def check_made(asked: object, trainer: L.Trainer) -> None:
+    """Of a trainer, before it starts processes.
+
+    Args:
+        asked: the precision that it was made for.
+        trainer: as it was made.
 
     Raises:
-        SliderError: it has another one: Lightning takes bf16-mixed for 16-mixed on the CPU.
+        SliderError: it has another precision (Lightning takes bf16-mixed for 16-mixed on the CPU), or would train in
+            a way that no slider is trained in.
     """
+    strategy = trainer.strategy
+    spawned = isinstance(strategy.launcher, _MultiProcessingLauncher)  # its processes would be given the model by copy
+    if spawned or not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
+        raise SliderError(
+            f"trainer.strategy is {type(strategy).__name__}{' with processes by copy' * spawned}; "
+            "a slider is trained on one device, or on several with ddp"
+        )
     if asked in ("16-mixed", "16", 16) and trainer.precision != "16-mixed":
         raise SliderError(
             f"trainer.precision is {asked}, which needs an accelerator; on the CPU give bf16-mixed or 32-true"
@@ -91,9 +103,10 @@ def check_trainer(trainer: L.Trainer) -> None:
         SliderError: one is set; it says what to do instead.
     """
     limited = "a run's length is trainer.max_steps; leave it out"
+    told: Any = trainer  # Lightning sets some of these by name
     refused = [
-        ("fast_dev_run", trainer.fast_dev_run, False, "give --trainer.max_steps 1 and a --name of its own"),
-        ("overfit_batches", trainer.overfit_batches, 0, "every step draws from the states; leave it out"),
+        ("fast_dev_run", told.fast_dev_run, False, "give --trainer.max_steps 1 and a --name of its own"),
+        ("overfit_batches", told.overfit_batches, 0, "every step draws from the states; leave it out"),
         ("limit_train_batches", trainer.limit_train_batches, 1.0, limited),
         ("max_epochs", trainer.max_epochs == 0, False, limited),
     ]
@@ -102,13 +115,6 @@ def check_trainer(trainer: L.Trainer) -> None:
             raise SliderError(f"trainer.{name} is {0 if value is True and name == 'max_epochs' else value}; {instead}")
     if trainer.max_steps < 1:
         raise SliderError("trainer.max_steps says how long a run is; set it to at least 1")
-    strategy = trainer.strategy
-    spawned = isinstance(strategy.launcher, _MultiProcessingLauncher)  # its processes would be given the model by copy
-    if spawned or not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
-        raise SliderError(
-            f"trainer.strategy is {type(strategy).__name__}{' with processes by copy' * spawned}; "
-            "a slider is trained on one device, or on several with ddp"
-        )
 
 
 def check_optimizer(
@@ -136,6 +142,7 @@ def check_optimizer(
         raise SliderError(f"model.lr_scheduler is {type(going).__name__}; give one that goes by steps alone")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the trial makes no steps of the optimizer
+        rates = [math.nan]
         for _ in range(trainer.max_steps):
             rates = [float(group["lr"]) for group in trial.param_groups]
             if not all(map(math.isfinite, rates)):

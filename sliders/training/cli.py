@@ -18,7 +18,7 @@ from sliders.errors import SliderError, unwrapped
 from sliders.paths import called_here
 from sliders.shipped import DEFAULT_CONFIG, shipped, with_files
 from sliders.training.callbacks import SliderWriter
-from sliders.training.checks import check_mixed, refused_in_a_line
+from sliders.training.checks import check_made, refused_in_a_line
 from sliders.training.data import ConceptData
 from sliders.training.module import SliderModule
 
@@ -103,7 +103,7 @@ class SliderCLI(LightningCLI):
             kwargs["logger"] = TensorBoardLogger(folder.parent, name=folder.name, version="")
         with refused_in_a_line():
             trainer = super().instantiate_trainer(**kwargs)
-        check_mixed(self.config.trainer.precision, trainer)
+        check_made(self.config.trainer.precision, trainer)
         return trainer
 
     def fit(self) -> None:
