@@ -84,6 +84,10 @@ class Session:
                 result = paint(self.backbone, dials, [canvas.row(turned)], canvas.sampling(), _checked(turn, report))[0]
         return Drawn(base, result, time.perf_counter() - began)
 
+    def unread(self, prompt: str) -> str:
+        """What the model does not read of a prompt, as a sentence to follow others; nothing if it reads all."""
+        return "".join(f" The prompt {why}." for why in self.backbone.unread([prompt]).values())
+
     def _base(self, turn: Turn, canvas: Canvas, report: Report) -> Tensor:
         """The base's own picture, which is painted once."""
         key = replace(canvas, start=0)

@@ -1,6 +1,7 @@
 """Turn dials and see the picture change, beside the base's of the same seed."""
 
 import random
+from html import escape
 from typing import Any
 
 import gradio as gr
@@ -88,7 +89,8 @@ def build(session: Session, prompt: str, page: gr.Blocks) -> tuple[Easel, Board]
         drawn = session.draw(user_of(request), canvas, positions, told(progress))
         said = in_words(positions)
         html = pictures.pair(drawn.base, drawn.turned, canvas.prompt, said)
-        return html, f'<div class="status" role="status">Drawn in {drawn.seconds:.1f} s: {said}.</div>'
+        status = f"Drawn in {drawn.seconds:.1f} s: {said}.{session.unread(canvas.prompt)}"
+        return html, f'<div class="status" role="status">{escape(status)}</div>'
 
     @humane
     def grid(values: Values, request: gr.Request, progress: gr.Progress = PROGRESS) -> str:
