@@ -3,6 +3,7 @@
 import time
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -120,7 +121,8 @@ class SliderModule(L.LightningModule):
         assert self.adapter is not None
         concept = self.concept
         asked = [prompt for target, *sides in concept.in_contexts() for side in ([target], *sides) for prompt in side]
-        check_read(self.backbone, [*asked, *(concept.preserve or [])])
+        assert not isinstance(concept.preserve, Path | str)  # files have been read
+        check_read(self.backbone, [*asked, *(concept.preserve or ())])
         with self.trainer.precision_plugin.forward_context():  # what teacher and student read is computed alike
             self.teacher = Teacher(self.backbone, concept, self.adapter, self.memory)
         self._checked = False

@@ -53,6 +53,13 @@ def test_the_start_step_is_between_the_slider_and_the_base(session: Session, pai
     assert all(a > b for a, b in itertools.pairwise(sizes))
 
 
+def test_what_is_not_read_of_a_prompt_is_said(session: Session) -> None:
+    assert session.unread("a person") == ""
+    said = session.unread("a person with a hat and a dog and a cat and a house")
+    assert "8 more than the 32" in said
+    assert said.endswith(".")
+
+
 def test_schedulers_that_ask_twice_a_step(
     session: Session, painter: UNetBackbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -54,7 +54,7 @@ class Watching(L.Callback):
         self.trained: set[torch.dtype] = set()
         self.losses: list[float] = []
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.base.add(pl_module.backbone.dtype)
         moments = [v for s in trainer.optimizers[0].state.values() for v in s.values() if v.numel() > 1]
         self.trained |= {p.dtype for p in pl_module.adapter.parameters()} | {m.dtype for m in moments}
