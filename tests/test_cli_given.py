@@ -15,20 +15,23 @@ from sliders.cli_explain import explain
 from sliders.cli_laws import laws
 from sliders.cli_many import train_many
 
-PLACE = "NAME=data/avatars/sliders/smile.safetensors"
+_FILE = "data/avatars/sliders/smile.safetensors"
+PLACE = f"NAME={_FILE}"
+READ = Path(f"NAME={Path(_FILE).resolve()}")
+"""What is made of it: the path of a command line is relative to the working directory."""
 FLAGS: list[tuple[Callable[..., Any], list[str], str, str, Any]] = [
     (cli.preview, ["c.yaml"], "amounts", "2", 2.0),
-    (cli.generate, ["a person"], "slider", PLACE, Path(PLACE)),
+    (cli.generate, ["a person"], "slider", PLACE, READ),
     (cli.generate, ["a person"], "seed", "3", 3),
     (cli.generate, ["a person"], "dial", "2", 2.0),
     (cli.evaluate, ["s"], "dials", "2", 2.0),
     (cli.bake, ["s", "out"], "dial", "2", 2.0),
     (compose, ["s", "out"], "dial", "2", 2.0),
-    (laws, ["s"], "twin", PLACE, Path(PLACE)),
+    (laws, ["s"], "twin", PLACE, READ),
     (laws, ["s"], "prompts", "a", "a"),
-    (explain, ["s"], "library", PLACE, Path(PLACE)),
+    (explain, ["s"], "library", PLACE, READ),
     (train_many, ["s"], "overrides", "--trainer.max_steps=50", "--trainer.max_steps=50"),
-    (demo, [], "sliders", PLACE, Path(PLACE)),
+    (demo, [], "sliders", PLACE, READ),
 ]
 
 
@@ -50,4 +53,4 @@ def test_one_and_a_list_of_one(
 @pytest.mark.parametrize(("command", "out"), [(cli.bake, ["out"]), (compose, ["out"]), (laws, [])])
 def test_sliders_that_are_arguments(command: Callable[..., Any], out: list[str]) -> None:
     for given in (PLACE, f"[{PLACE}]"):
-        assert listed(parsed(command, [given, *out])["slider"]) == [Path(PLACE)]
+        assert listed(parsed(command, [given, *out])["slider"]) == [READ]
