@@ -5,6 +5,7 @@ commands do.  Here a wrapper says ``pretend:0``, every operation on wrappers is 
 accelerator refuses is refused: operands on two devices, and numpy.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -12,7 +13,10 @@ from typing import Any
 from unittest import mock
 
 import torch
+from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
@@ -20,12 +24,17 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 from sliders.backbones import placement
 
 NAME = "pretend"
+TRAINER = {
+    "accelerator": {"class_path": "tests.pretend.PretendedAccelerator"},
+    "strategy": {"class_path": "tests.pretend.OnPretended"},
+}
+"""Of a training's configuration."""
 _INDEXING = {"aten.index.Tensor", "aten.index_put.default", "aten.index_put_.default", "aten._unsafe_index.Tensor"}
 _COPYING = {"aten.copy_.default", "aten._to_copy.default"}
 
 
 @cache
-def _register() -> None:
+def register() -> None:
     """Tell torch of the device; there is no way back."""
     _setup_privateuseone_for_python_backend(NAME)
 
@@ -91,14 +100,51 @@ class _Factories(TorchDispatchMode):
         return _run(func, args, kwargs or {})
 
 
+class _Constants(TorchFunctionMode):
+    """What is not dispatched: tensors made of plain numbers, lists as an index, and where a tensor lies in memory."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is Tensor.tolist and isinstance(args[0], Pretended):
+            return args[0].cpu().tolist()
+        if func in (Tensor.data_ptr, Tensor.untyped_storage) and isinstance(args[0], Pretended):
+            return func(args[0].held)
+        if func in (Tensor.__getitem__, Tensor.__setitem__) and isinstance(args[0], Pretended):
+            index = args[1] if isinstance(args[1], tuple) else (args[1],)
+            index = tuple(torch.tensor(part) if isinstance(part, list) else part for part in index)
+            args = (args[0], index, *args[2:])
+        if func in (torch.tensor, torch.as_tensor) and (device := kwargs.get("device")) is not None:
+            return func(*args, **{**kwargs, "device": None}).to(device)
+        return func(*args, **kwargs)
+
+
+class PretendedAccelerator(CPUAccelerator):
+    """Has nothing to set up."""
+
+    def setup_device(self, device: torch.device) -> None:
+        pass
+
+
+class OnPretended(SingleDeviceStrategy):
+    """Trains there."""
+
+    def __init__(self, accelerator: Any = None) -> None:
+        super().__init__(torch.device(NAME, 0), accelerator)
+
+
 @contextmanager
 def accelerator() -> Iterator[torch.device]:
     """A machine whose best device is `NAME`."""
-    _register()
+    register()
     before = torch.__future__.get_overwrite_module_params_on_conversion()
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     try:
-        with mock.patch.object(placement, "present", return_value=[f"{NAME}:0", "cpu"]), _Factories():
+        with (
+            mock.patch.object(placement, "present", return_value=[f"{NAME}:0", "cpu"]),
+            mock.patch.object(placement, "_DEVICE", re.compile(rf"auto|cpu|{NAME}:0")),
+            _Factories(),
+            _Constants(),
+        ):
             yield torch.device(NAME, 0)
     finally:
         torch.__future__.set_overwrite_module_params_on_conversion(before)

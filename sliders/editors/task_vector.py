@@ -55,7 +55,7 @@ class TaskVector(Editor[AbstractBackbone]):
             if bias is not None and other_bias is not None and f"{name}.bias" in rest:
                 change = torch.cat([change, (widened(other_bias) - widened(bias))[:, None]], 1)
                 biased.add(name)
-            changes[name] = LowRank.nearest(change, min(change.shape)).trim()
+            changes[name] = LowRank.nearest(change, min(change.shape)).trim().to("cpu")
             rest -= {f"{name}.weight", f"{name}.bias"}
         if rest and not self.leave_rest:
             raise SliderError(

@@ -85,7 +85,7 @@ class UCE(Editor[UNetBackbone]):
             shape = weight_shape(backbone, module)
             if shape[1:] != (len(concepts),):
                 raise SliderError(f"uce: {module!r} does not read the text, whose vectors have {len(concepts)} entries")
-            elements[module] = redirect(concepts, targets, penalty, shape).trim().to(torch.float32)
+            elements[module] = redirect(concepts, targets, penalty, shape).trim().to("cpu", torch.float32)
         return Affine(elements)
 
     def describe(self) -> str:

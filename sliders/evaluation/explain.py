@@ -122,7 +122,7 @@ def _moved(change: Change, x: Tensor) -> tuple[Tensor, Tensor]:
     assert change.weight is not None
     bias = None if change.bias is None else change.bias.to(x)
     answered = F.linear(x, change.weight.to(x), bias)
-    part = change.of_weight.to(x.dtype)
+    part = change.of_weight.to(x)
     moved = F.linear(F.linear(x, part.A), part.B, change.of_bias.to(x))
     return moved.square().sum(-1) / answered.square().sum(-1).clamp_min(1e-12), moved
 

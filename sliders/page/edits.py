@@ -13,7 +13,7 @@ from sliders.attach import displacements, layer_weights
 
 
 def added(model: nn.Module, dial: NamedDial, position: float = 1.0) -> Affine:
-    """What a dial adds to each of the model's layers at a position, biases too, whatever their weights become.
+    """What a dial adds to each of the model's layers at a position, on the CPU; biases too, whatever weights become.
 
     Raises:
         SliderError: an edit does not fit the model.
@@ -21,7 +21,9 @@ def added(model: nn.Module, dial: NamedDial, position: float = 1.0) -> Affine:
     if not isinstance(dial, Partial):
         return Affine(dial.at(position).elements())
     parts = displacements(model, dial.name, dial.edit)
-    return Affine({module: Element.of(dial.edit[module].shape, shift=part * position) for module, part in parts})
+    return Affine(
+        {module: Element.of(dial.edit[module].shape, shift=part.to("cpu") * position) for module, part in parts}
+    )
 
 
 def translation(shifts: Affine) -> Translation:

@@ -192,6 +192,12 @@ def _most_moved(judge: AttributeJudge, pictures: Tensor, zero: int) -> Measure:
     return Measure(attribute, None, value)  # its scenes have been painted
 
 
+def _weights(model: nn.Module, name: str) -> tuple[Tensor, Tensor | None]:
+    """A layer's weight and bias where updates are, on the CPU."""
+    weight, bias = layer_weights(model, name)
+    return weight.cpu(), None if bias is None else bias.cpu()
+
+
 def explain(backbone: AbstractBackbone, entry: Entry, known: Sequence[Entry], report: Report) -> list[Section]:
     """What an update is, where it lies, what it is most like, and what it reads and writes, as `sliders explain` says.
 
@@ -201,7 +207,7 @@ def explain(backbone: AbstractBackbone, entry: Entry, known: Sequence[Entry], re
         known: what it is compared with.
         report: is told each part.
     """
-    changes = changes_of(entry.dial, partial(layer_weights, backbone))
+    changes = changes_of(entry.dial, partial(_weights, backbone))
     library = [Slider(other.key, translation(added(backbone, other.dial))) for other in known]
     note, asked = f"{len(changes)} layers, on the weights of this page's model.", backbone
     if why := refusal(backbone):

@@ -81,11 +81,12 @@ class SliderModule(L.LightningModule):
 
     def configure_model(self) -> None:
         if self.adapter is None:
-            self.backbone.load()
-            names = self.backbone.select_targets(self.targets)
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(self.concept_data.seed)
-                self.adapter = Adapter(self.backbone, names, self.rank, self.alpha)
+            with torch.device("cpu"):  # not the trainer's: the model knows where it goes, and factors begin alike
+                self.backbone.load()
+                names = self.backbone.select_targets(self.targets)
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(self.concept_data.seed)
+                    self.adapter = Adapter(self.backbone, names, self.rank, self.alpha)
 
     @property
     def concept_data(self) -> ConceptData:
