@@ -5,6 +5,7 @@ alone and act on the outputs of its layers, so that letting go restores the mode
 model itself.  `bake` returns a changed copy of weights for whoever wants the slider without its dial.
 """
 
+import collections
 import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ from sliders.dials import Dials, StackedUpdate, as_edited
 from sliders.errors import SliderError
 
 _PEFT_NAME = "slider"
+_BEFORE = "_before_edit"
 
 
 def editable_modules(model: nn.Module) -> list[str]:
@@ -95,10 +97,10 @@ def _editable(model: nn.Module, name: str, owner: str, shape: tuple[int, ...] | 
 
 
 def is_attached(model: nn.Module) -> bool:
-    """Whether sliders run on a model now, finished ones or one in training."""
+    """Whether sliders run on a model now, finished ones or one in training, or an edit is in its weights."""
     return any(
-        isinstance(vars(module).get("forward"), StackedUpdate) or isinstance(module, LoraLayer)
-        for module in model.modules()
+        isinstance(module, LoraLayer) or isinstance(own.get("forward"), StackedUpdate) or _BEFORE in own
+        for module, own in ((module, vars(module)) for module in model.modules())
     )
 
 
@@ -374,8 +376,13 @@ def baked(model: nn.Module, edit: Edit) -> Iterator[None]:
     """Run ``model`` with the edited weights themselves in place, as a merged checkpoint has them.
 
     The original tensors are put back at the end, not recomputed, since merging is not reversible in low precision.  A
-    linear layer without a bias has one for as long as the edit makes one.
+    linear layer without a bias has one for as long as the edit makes one, and one that shares its weight with another
+    module (an output layer with the embeddings) has its own for as long: the other module is left alone, as it is by
+    a dial.
     """
+    owners = collections.Counter(
+        id(weight) for module in model.modules() for weight in module.parameters(recurse=False)
+    )
     with ExitStack() as stack:
         for name in edit.modules:
             layer = _find(model, name, "the edit")
@@ -384,9 +391,41 @@ def baked(model: nn.Module, edit: Edit) -> Iterator[None]:
                 raise SliderError(f"the edit changes {name!r}, which has no weight of its own")
             original, bias = weight.data, getattr(layer, "bias", None)
             edited, shifted = edit.apply_layer(name, as_edited(layer, original), None if bias is None else bias.data)
-            stack.callback(setattr, weight, "data", original)
-            weight.data = as_edited(layer, edited).contiguous()
+            stack.enter_context(_remembering(layer, {"weight": original, "bias": None if bias is None else bias.data}))
+            edited = as_edited(layer, edited).contiguous()
+            if owners[id(weight)] > 1:
+                stack.callback(setattr, layer, "weight", weight)
+                layer.weight = nn.Parameter(edited, requires_grad=False)
+            else:
+                stack.callback(setattr, weight, "data", original)
+                weight.data = edited
             if shifted is not None:
                 stack.callback(setattr, layer, "bias", bias)
                 layer.bias = nn.Parameter(shifted, requires_grad=False)
         yield
+
+
+@contextmanager
+def _remembering(layer: nn.Module, own: Mapping[str, Tensor | None]) -> Iterator[None]:
+    """Let `base_tensors` find what a layer had before it was edited, the first time if several times."""
+    if _BEFORE in vars(layer):
+        yield
+        return
+    vars(layer)[_BEFORE] = own
+    try:
+        yield
+    finally:
+        del vars(layer)[_BEFORE]
+
+
+def base_tensors(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a model's `state_dict` as they are without any slider, adapter or edit that is on it now."""
+    layer = model.get_base_layer() if isinstance(model, LoraLayer) else model
+    before = vars(layer).get(_BEFORE, {})
+    buffers = {k: b for k, b in layer._buffers.items() if k not in layer._non_persistent_buffers_set}
+    for name, tensor in {**layer._parameters, **buffers}.items():
+        kept = before.get(name, tensor)
+        if kept is not None:
+            yield prefix + name, kept
+    for name, child in layer.named_children():
+        yield from base_tensors(child, f"{prefix}{name}.")

@@ -14,7 +14,7 @@ from rich.table import Table
 from sliders import cli_text, formats
 from sliders.algebra.edit import Translation
 from sliders.algebra.slider import NamedDial
-from sliders.attach import attach, baked, check_names
+from sliders.attach import attach, check_names
 from sliders.backbones.base import AbstractBackbone, DiffusionBackbone
 from sliders.backbones.causal_lm import CausalLMBackbone
 from sliders.backbones.placement import Precision
@@ -321,15 +321,7 @@ def bake(
     loaded = _load(files, model, any_base, device, dtype)
     positions = _positions(loaded, dial)
     total = sum((one.at(positions[one.name]) for one in loaded), Translation({}))
-    parameters = set(dict(model.named_parameters()))
-    with baked(model, total):
-        if grown := set(dict(model.named_parameters())) - parameters:
-            raise SliderError(
-                f"the edit makes {min(grown)!r}, for which a checkpoint of {model.base_model} has no place; keep it as "
-                "a file and turn it with --slider"
-            )
-        model.export(out)
-    say(f"model   {out}")
+    say(*model.export(out, total).lines(), f"model   {out}")
 
 
 def fetch(name: str) -> None:

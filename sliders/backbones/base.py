@@ -10,14 +10,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from sliders.algebra.edit import Edit, Translation
 from sliders.algebra.slider import Slider
-from sliders.attach import editable_modules, select_modules
+from sliders.attach import baked, base_tensors, editable_modules, select_modules
 from sliders.backbones.fingerprint import hash_files, hash_named, hash_tensors
 from sliders.backbones.placement import Placement, Precision
 from sliders.batch import TensorBatch
 from sliders.errors import SliderError
 from sliders.files import replacing_folder
 from sliders.formats import diffusers
+from sliders.formats.baking import Baked, write_edited
 
 Predictor = Callable[[TensorBatch], Tensor]
 """From a state to the prediction for it."""
@@ -41,6 +43,9 @@ class AbstractBackbone(ABC, nn.Module):
 
     placement: Placement = Placement()
     """Where `load` puts the weights, and in which precision it reads them; afterwards it says nothing more."""
+
+    origin: Path | None = None
+    """The folder that the model was read from."""
 
     conditioning_modules: tuple[str, ...] = ()
     """Top-level modules that `encode` runs: a slider on one of them changes the conditioning."""
@@ -72,14 +77,13 @@ class AbstractBackbone(ABC, nn.Module):
         """The name or folder of the model, as the user gave it."""
 
     def _remember(self, files: Mapping[str, Sequence[Path]] | None = None) -> None:
-        """Note what the components consist of, before anything is put on them.
+        """Note that the model is in memory now, as it was given or as it was read.
 
         Args:
             files: those that each was read from; without, the weights in memory are what counts.
         """
         self._hashes: dict[str, str] = {}
         self._files = dict(files or {})
-        self._weights = {name: part.state_dict(keep_vars=True) for name, part in self.named_children()}
 
     def fingerprint(self, components: Iterable[str] | None = None) -> str:
         """Hashes of the weights of components (all unless given), as ``unet=...,vae=...``.
@@ -87,20 +91,22 @@ class AbstractBackbone(ABC, nn.Module):
         Two models with the same one are the same base to whatever is on these components.  They are computed when they
         are first asked for; see `sliders.backbones.fingerprint`.
         """
-        for name in (wanted := sorted(self._weights if components is None else set(components))):
+        parts = dict(self.named_children())
+        for name in (wanted := sorted(parts if components is None else set(components))):
             if name not in self._hashes:
-                files = self._files.get(name)
-                self._hashes[name] = hash_files(files) if files else hash_tensors(self._weights[name].values())
+                files, own = self._files.get(name), (tensor for _, tensor in base_tensors(parts[name]))
+                self._hashes[name] = hash_files(files) if files else hash_tensors(own)
         return ",".join(f"{name}={self._hashes[name]}" for name in wanted)
 
     def old_fingerprint(self) -> str:
         """What sliders of earlier versions say of their base: a hash of all weights at once, as they are in float32."""
-        alone = len(self._weights) == 1  # a language model's were named without their component
+        parts = dict(self.named_children())
+        alone = len(parts) == 1  # a language model's were named without their component
         return hash_named(
             {
                 key if alone else f"{component}.{key}": tensor
-                for component, tensors in self._weights.items()
-                for key, tensor in tensors.items()
+                for component, part in parts.items()
+                for key, tensor in base_tensors(part)
             }
         )
 
@@ -120,20 +126,36 @@ class AbstractBackbone(ABC, nn.Module):
     def predict(self, state: TensorBatch, conditioning: TensorBatch) -> Tensor:
         """The model's prediction ``[n, ...]``, row by row."""
 
-    def export(self, folder: Path, replace: bool = False) -> None:
-        """Write the model as it is now in the layout its own library loads; the folder appears whole or not at all.
+    def export(self, folder: Path, edit: Edit | None = None, replace: bool = False) -> Baked:
+        """Write the model, with an edit in its weights, as its own library loads it; the folder appears whole or not.
+
+        A model that was read from files in safetensors is copied, and nothing but the edited weights changes; of one
+        that was given in memory everything is written anew.
 
         Args:
             folder: of the new model.
+            edit: of its layers; none writes the model as it was read.
             replace: what is there already.
 
         Raises:
-            SliderError: there is something already.
+            SliderError: there is something already, or the model has no place for what the edit makes.
         """
         if folder.exists() and not replace:
             raise SliderError(f"{folder} is there already; give the folder of a new model, or remove it")
+        edit = edit or Translation({})
+        touched = {module.partition(".")[0] for module in edit.modules}
         with replacing_folder(folder) as new:
-            self.write(new)
+            if self.origin is not None and all(self._files.get(component) for component in touched):
+                return write_edited(self.origin, edit, new)
+            parameters = set(dict(self.named_parameters()))
+            with baked(self, edit):
+                if grown := set(dict(self.named_parameters())) - parameters:
+                    raise SliderError(
+                        f"the edit makes {min(grown)!r}, for which a checkpoint of {self.base_model} has no place; "
+                        "keep it as a file and turn it with --slider"
+                    )
+                self.write(new)
+        return Baked()
 
     @abstractmethod
     def write(self, folder: Path) -> None:

@@ -16,7 +16,6 @@ from transformers.utils import cached_file
 from sliders.algebra.slider import Slider
 from sliders.attach import editable_modules
 from sliders.backbones.base import AbstractBackbone, TargetGroup
-from sliders.backbones.fingerprint import glance
 from sliders.backbones.loading import load_model, one_line
 from sliders.backbones.placement import Placement, Precision, weights
 from sliders.backbones.trial import Abilities, accepted, positions, try_out
@@ -198,17 +197,15 @@ class CausalLMBackbone(AbstractBackbone):
             raise SliderError(f"cannot load the tokenizer of {folder}: {one_line(error)}") from error
         which = {"revision": self.revision, "variant": self.variant}
         lm = load_model(AutoModelForCausalLM, folder, dtype=self._dtype(device, Path(folder)), **which)
-        self._read = {"lm": self._files(folder)}
+        self.origin = self._folder(folder)
+        self._read = {"lm": weights(self.origin, self.variant)}
         self.use(lm.to(device), tokenizer)
 
-    def _files(self, place: str) -> list[Path]:
-        """Of its weights, also those that the hub's model was just read from."""
-        config = (
-            Path(place, "config.json")
-            if Path(place).exists()
-            else cached_file(place, "config.json", revision=self.revision)
-        )
-        return weights(Path(str(config)).parent, self.variant)
+    def _folder(self, place: str) -> Path:
+        """Where its files are, also those that the hub's model was just read from."""
+        if (folder := Path(place)).exists():
+            return folder
+        return Path(str(cached_file(place, "config.json", revision=self.revision))).parent
 
     def _dtype(self, device: torch.device, folder: Path) -> torch.dtype | str:
         """The precision to read it in; ``auto`` leaves it to transformers, which reads the hub's config."""
@@ -240,12 +237,7 @@ class CausalLMBackbone(AbstractBackbone):
         self.lm, self.tokenizer, self._able = lm, tokenizer, able
         object.__setattr__(self, "_network", torch.compile(lm.forward) if self.compiled else lm)  # no second submodule
         self._remember(self._read)
-        self._glance = glance(lm)
         self.requires_grad_(False).eval()
-
-    def is_edited(self) -> bool:
-        """Whether the weights are others than those that were read."""
-        return glance(self.lm) != self._glance
 
     def target_groups(self) -> dict[str, TargetGroup]:
         first, last = self.slider_layers or (0, -1)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from sliders.fetch import cache_folder
 from sliders.files import write_text
@@ -79,13 +79,3 @@ def hash_files(files: Sequence[Path]) -> str:
     with contextlib.suppress(OSError):  # a cache that cannot be written is none
         write_text(kept, found)
     return found
-
-
-def glance(model: nn.Module) -> str:
-    """A hash of some numbers of every weight as it is in memory; an edit of a weight changes most of its numbers."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        some = tensor[tuple(slice(None, None, max(1, size // 8)) for size in tensor.shape)]
-        digest.update(name.encode())
-        digest.update(some.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()

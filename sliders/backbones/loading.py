@@ -4,16 +4,15 @@ The libraries fill what a file lacks with random numbers, leave out what they do
 most.  Here both are errors.  What a library itself declares to be of no matter (tied weights, old buffers) stays so.
 """
 
-import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from diffusers import DiffusionPipeline, ModelMixin
 from safetensors import SafetensorError
-from transformers import PreTrainedModel
 
 from sliders.errors import SliderError
+from sliders.formats.skeleton import model_class
 
 _SHOWN = 3
 
@@ -83,21 +82,13 @@ def load_pipeline(folder: Path, without: Mapping[str, Any], dtype: Mapping[str, 
     said: Any = DiffusionPipeline.load_config(folder)
     parts: dict[str, Any] = {}
     for name, kind in said.items():
-        if name not in without and isinstance(kind, list | tuple) and (of := _model_class(*kind)) is not None:
+        if name not in without and isinstance(kind, list | tuple) and (of := model_class(*kind)) is not None:
             how = {"dtype": dtype.get(name, dtype["default"]), "variant": _variant_of(folder / name, variant)}
             parts[name] = load_model(of, folder, subfolder=name, **how)
     try:
         return DiffusionPipeline.from_pretrained(folder, **parts, **without, dtype=dtype, variant=variant)
     except (OSError, ValueError, ImportError) as error:
         raise SliderError(f"cannot load the base model {folder}: {one_line(error)}") from error
-
-
-def _model_class(library: str | None, name: str | None) -> Any:
-    """The class of a pipeline's part, if it has weights; those that lie in a pipeline's own module are none of ours."""
-    if library not in ("diffusers", "transformers") or name is None:
-        return None
-    found = getattr(importlib.import_module(library), name, None)
-    return found if isinstance(found, type) and issubclass(found, ModelMixin | PreTrainedModel) else None
 
 
 def _variant_of(folder: Path, variant: str | None) -> str | None:

@@ -80,6 +80,7 @@ class UNetBackbone(DiffusionBackbone):
             config: Any = DiffusionPipeline.load_config(folder)
             if name := self.scheduler_name or config.get("scheduler", (None, None))[1]:
                 schedulers.check(name, self.model)
+            self.origin = folder
             parts = [folder / name for name in ("unet", "vae", *self.encoders)]
             self._read = {part.name: weights(part, self.variant, parts) for part in parts}
             dtype = self.placement.precision(device, self._read["unet"])

@@ -64,7 +64,7 @@ class Covariance:
         """Each layer's second moment, and of how many tokens it is."""
         found = {layer: kept for layer in layers if (kept := self._cached(backbone, layer)) is not None}
         if missing := [layer for layer in layers if layer not in found]:
-            if is_attached(backbone) or backbone.is_edited():
+            if is_attached(backbone):
                 raise SliderError(
                     f"the second moments of {missing[0]!r} are those of the base, but the model is edited already; "
                     "fit once to the base, and they are kept"

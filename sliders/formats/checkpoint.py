@@ -4,23 +4,23 @@ Tensors are read one layer at a time, and layers are named as `sliders.attach` n
 pipeline's component, or by ``lm`` for a language model.
 """
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from sliders.algebra.change import Change, between
+from sliders.dials import as_edited
 from sliders.errors import SliderError
+from sliders.formats.skeleton import INDEX, skeletons
+from sliders.formats.stored import Place, all_places, weight_files
 
-_INDEX, _CONFIG = "model_index.json", "config.json"
-_VARIANT = re.compile(r"\.(fp16|bf16|non_ema|ema)(-\d+-of-\d+)?\.safetensors$")
+_CONFIG = "config.json"
 
 
 def is_checkpoint(path: Path) -> bool:
     """Whether a folder holds a whole model."""
-    return (path / _INDEX).is_file() or ((path / _CONFIG).is_file() and any(path.glob("*.safetensors")))
+    return (path / INDEX).is_file() or ((path / _CONFIG).is_file() and any(path.glob("*.safetensors")))
 
 
 class Checkpoint:
@@ -30,38 +30,33 @@ class Checkpoint:
         folder: of a diffusers pipeline, or of a transformers language model.
 
     Raises:
-        SliderError: it holds no safetensors, or they are corrupt.
+        SliderError: it holds no safetensors, they are corrupt, or the libraries do not know the model.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.pictures = (folder / _INDEX).is_file()
-        files = sorted(folder.glob("*/*.safetensors" if self.pictures else "*.safetensors"))
-        files = [file for file in files if not _VARIANT.search(file.name)]
+        self.pictures = (folder / INDEX).is_file()
+        parts = {name: folder / name for name in _folders(folder)} if self.pictures else {"lm": folder}
+        files = {name: found for name, part in parts.items() if (found := weight_files(part))}
         if not files:
             raise SliderError(f"{folder} holds no model in safetensors; only these are read")
-        self._places: dict[str, tuple[Path, str]] = {}
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        for file in files:
-            component = file.parent.name if self.pictures else "lm"
-            try:
-                with safe_open(file, "pt") as opened:
-                    found = {key: tuple(opened.get_slice(key).get_shape()) for key in opened.keys()}  # noqa: SIM118
-            except (SafetensorError, OSError) as error:
-                raise SliderError(f"{file} is not a readable safetensors file: {error}") from error
-            for key, shape in found.items():
-                name = re.sub(r"^text_model\.", "", key) if component.startswith("text_encoder") else key
-                self._places[f"{component}.{name}"], self.shapes[f"{component}.{name}"] = (file, key), shape
-        biased = [name.removesuffix("bias") for name in self if name.endswith(".bias")]
-        matrices = {name: self.shapes.get(f"{name}weight", ()) for name in biased}
-        self._inputs_first = any(
-            len(shape) == 2 and shape[0] != self.shapes[f"{name}bias"][0] for name, shape in matrices.items()
-        )
+        self._models = skeletons(folder)
+        self._places: dict[str, Place] = {}
+        self._same: dict[str, str] = {}
+        for name, there in files.items():
+            model = self._models.get(name)
+            found = {f"{name}.{called}": place for called, place in all_places(model, there).items()}
+            self._places |= found
+            for shared in [] if model is None else tied(model):
+                stored = next((one for one in shared if f"{name}.{one}" in found), None)
+                self._same |= {f"{name}.{one}": f"{name}.{stored}" for one in shared if stored not in (None, one)}
+        self.shapes = {name: place.shape for name, place in self._places.items()}
 
     def __contains__(self, name: str) -> bool:
-        return name in self._places
+        return name in self._places or name in self._same
 
     def __iter__(self) -> Iterator[str]:
+        """The parameters' names; of those that share one tensor, the one that it is stored as."""
         return iter(self._places)
 
     def tensor(self, name: str) -> Tensor:
@@ -70,22 +65,35 @@ class Checkpoint:
         Raises:
             SliderError: there is none.
         """
-        if name not in self._places:
+        place = self._places.get(self._same.get(name, name))
+        if place is None:
             raise SliderError(f"{self.folder} has no {name!r}; is it the base of this update?")
-        file, key = self._places[name]
-        with safe_open(file, "pt") as opened:
-            return opened.get_tensor(key)
+        return place.read()
 
     def layer(self, module: str) -> tuple[Tensor, Tensor | None]:
         """A layer's weight with the outputs first, also where the model keeps it transposed (GPT-2), and its bias."""
         weight = self.tensor(f"{module}.weight")
-        if f"{module}.bias" not in self:
-            return weight, None
-        return weight.T if self._inputs_first and weight.dim() == 2 else weight, self.tensor(f"{module}.bias")
+        bias = self.tensor(f"{module}.bias") if f"{module}.bias" in self else None
+        component, _, inside = module.partition(".")
+        model = self._models.get(component)
+        return weight if model is None else as_edited(model.get_submodule(inside), weight), bias
 
     def is_layer(self, module: str) -> bool:
         """Whether a module has a weight that is a matrix or a convolution's kernel."""
-        return len(self.shapes.get(f"{module}.weight", ())) in (2, 4)
+        weight = f"{module}.weight"
+        return len(self.shapes.get(self._same.get(weight, weight), ())) in (2, 4)
+
+
+def _folders(folder: Path) -> list[str]:
+    return sorted(part.name for part in folder.iterdir() if part.is_dir())
+
+
+def tied(model: nn.Module) -> list[list[str]]:
+    """Names of the parameters that are one, for those that have several."""
+    shared: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        shared.setdefault(id(parameter), []).append(name)
+    return [names for names in shared.values() if len(names) > 1]
 
 
 def differences(before: Checkpoint, after: Checkpoint) -> tuple[list[Change], dict[str, float]]:

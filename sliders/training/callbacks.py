@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from sliders.attach import Adapter, attach, baked
+from sliders.attach import Adapter, attach
 from sliders.backbones.base import DiffusionBackbone
 from sliders.console import say
 from sliders.errors import SliderError, check_at_least_1
@@ -254,6 +254,5 @@ class BakeModel(L.Callback):
         edit = pl_module.slider().at(self.dial)
         pl_module.detach_slider()
         folder = run_folder(trainer) / "model"
-        with baked(pl_module.backbone, edit):
-            pl_module.backbone.export(folder, replace=True)
-        say(f"model    {folder} (the slider merged at {self.dial:g})")
+        made = pl_module.backbone.export(folder, edit, replace=True)
+        say(*made.lines(), f"model    {folder} (the slider merged at {self.dial:g})")
