@@ -50,7 +50,15 @@ def train(name: str, runs: Path) -> Path:
     """The run folder of a config, trained if it is not there."""
     folder = runs / name
     if not (folder / "metrics.json").exists():
-        command = [sys.executable, "train.py", "--config", f"configs/avatars/{name}.yaml", "--runs", str(runs)]
+        command = [
+            sys.executable,
+            "train.py",
+            "--config",
+            f"configs/avatars/{name}.yaml",
+            "--runs",
+            str(runs),
+            "--overwrite",
+        ]
         subprocess.run(command, check=True)
     return folder
 

@@ -55,7 +55,15 @@ slider moves its score to the wrong side of the base's, there is no effect to co
 def train(name: str, runs: Path) -> Path:
     """The PEFT folder of a config's slider, trained if it is not there."""
     if not (runs / name / "metrics.json").exists():
-        command = [sys.executable, "train.py", "--config", f"configs/smollm2/{name}.yaml", "--runs", str(runs)]
+        command = [
+            sys.executable,
+            "train.py",
+            "--config",
+            f"configs/smollm2/{name}.yaml",
+            "--runs",
+            str(runs),
+            "--overwrite",
+        ]
         subprocess.run(command, check=True)
     return runs / name / name
 

@@ -61,7 +61,16 @@ def _used() -> float:
 
 def train_command(concept: str, runs: Path, *flags: str) -> list[str]:
     """A run of its own."""
-    return [sys.executable, "train.py", "--config", f"configs/avatars/{concept}.yaml", "--runs", str(runs), *flags]
+    return [
+        sys.executable,
+        "train.py",
+        "--config",
+        f"configs/avatars/{concept}.yaml",
+        "--runs",
+        str(runs),
+        "--overwrite",
+        *flags,
+    ]
 
 
 def start(runs: Path) -> list[dict[str, Any]]:

@@ -27,7 +27,7 @@ from sliders.cli_export import export
 from sliders.cli_laws import laws
 from sliders.cli_many import train_many
 from sliders.concept import Concept
-from sliders.console import hush_libraries, say
+from sliders.console import hush_libraries, in_one_line, say
 from sliders.errors import SliderError, unwrapped
 from sliders.evaluation.dose import DoseResponse, dose_response
 from sliders.evaluation.plots import dial_label, dose_response_figure, grid, save_figure, strip
@@ -35,7 +35,7 @@ from sliders.evaluation.report import STRIP_ROWS, evaluate_dial, heldout_prompts
 from sliders.evaluation.sampling import Sampling, Scene, sample, sample_oracle, scenes
 from sliders.evaluation.text import Speaking
 from sliders.fetch import fetch as fetch_model
-from sliders.files import replacing
+from sliders.files import check_place, replacing
 from sliders.formats.given import Given, given
 from sliders.formats.metadata import check_base, concept_of, number_of
 from sliders.paths import Source, called_here
@@ -60,10 +60,11 @@ def _load(
 
 
 def _check_picture(out: Path) -> None:
-    """Refuse a file whose ending is that of no kind of picture."""
+    """Refuse a file whose ending is that of no kind of picture, and a place that cannot be written."""
     known = Image.registered_extensions()
     if known.get(out.suffix.lower()) not in Image.SAVE:
         raise SliderError(f"--out is {out}; give a file that ends as a picture's does, such as .png")
+    check_place(out)
 
 
 def _positions(sliders: Sequence[NamedDial], dial: float | list[float]) -> dict[str, float]:
@@ -135,6 +136,7 @@ def preview(
     """
     what = Concept.load(concept).worded("text" if text else "image")
     out = out or Path("runs") / "preview" / what.name
+    check_place(out, folder=True)
     one_side = sorted(listed(amounts) or ([0.5, 1, 2, 3] if text else [0.5, 1, 2, 3, 4, 6, 8]))
     if one_side[0] <= 0:
         raise SliderError(f"--amounts has {one_side[0]:g}; give amounts above 0, each is sampled on both sides")
@@ -260,7 +262,7 @@ def evaluate(
     positions = sorted({0.0, *(listed(dials) if dials is not None else [-2, -1.5, -1, -0.5, 0.5, 1, 1.5, 2])})
     what = Concept.load(concept) if concept else None
     files = given(slider, "slider")
-    folder = out or _evaluation(files[0].path)
+    check_place(folder := out or _evaluation(files[0].path), folder=True)
     if formats.all_of_language([file.path for file in files]):
         spoken = _load(files, language, any_base, device, dtype)[0]
         cli_text.evaluate(language, spoken, what, positions, pictures, speaking or Speaking(), folder)
@@ -317,6 +319,7 @@ def bake(
     """
     files = given(slider, "slider")
     one_each(dial, files)
+    check_place(out, folder=True, new=True)
     model = language if formats.all_of_language([file.path for file in files]) else backbone
     loaded = _load(files, model, any_base, device, dtype)
     positions = _positions(loaded, dial)
@@ -344,16 +347,15 @@ def main() -> None:
     """Entry point of the `sliders` command."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if sys.argv[1:2] == ["train"]:
-        return train()
+        train()
+        return
     hush_libraries()
-    try:
+    with in_one_line():
         commands = [train, preview, generate, evaluate, bake, compose, laws, explain, export, fetch, train_many, demo]
         named: dict[str, Any] = {"edit": edit_commands()}
         named |= {command.__name__.replace("_", "-"): command for command in commands}
         with unwrapped(), called_here():
             auto_cli(named, as_positional=True, args=with_files(sys.argv[1:]))
-    except SliderError as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

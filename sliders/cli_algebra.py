@@ -17,6 +17,7 @@ from sliders.cli_defaults import one_each
 from sliders.console import say
 from sliders.errors import SliderError, check_at_least_1
 from sliders.evaluation.plots import dial_label
+from sliders.files import check_place
 from sliders.formats.given import given
 from sliders.formats.metadata import check_name, check_one_base, describe_composed
 
@@ -119,6 +120,7 @@ def compose(
         raise SliderError("there is nothing to compose; give at least one slider")
     dials, paths, called = one_each(dial, files), [file.path for file in files], name or out.stem
     check_name(called, "--name" if name else f"--out {out}: the name")
+    check_place(out, folder=out.suffix != ".safetensors")
     parts = [_composable(file.load(), file.path) for file in files]
     if not any_base:
         check_one_base(parts)

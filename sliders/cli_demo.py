@@ -11,6 +11,7 @@ from sliders.backbones.unet import UNetBackbone
 from sliders.cli_defaults import AVATARS, JUDGE, LANGUAGE, listed
 from sliders.console import say
 from sliders.errors import SliderError
+from sliders.files import check_place
 from sliders.paths import Source
 
 _FAMILIES: Mapping[str, type[UNetBackbone]] = {"sd": UNetBackbone, "sdxl": SDXLBackbone}
@@ -58,6 +59,7 @@ def demo(
         raise SliderError("the demo needs gradio: pip install 'concept-sliders[demo]'") from None
     from sliders.page.opening import open_session
 
+    check_place(out, folder=True)
     if judge is None and model == AVATARS:
         judge = JUDGE
     backbone = _FAMILIES[family](model)

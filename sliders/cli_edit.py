@@ -17,6 +17,7 @@ from sliders.cli_defaults import BASE, LANGUAGE
 from sliders.console import say
 from sliders.editors.base import Editor
 from sliders.errors import SliderError
+from sliders.files import check_place
 from sliders.formats import edit as edit_file
 from sliders.formats.metadata import check_name
 
@@ -86,6 +87,7 @@ def fit(editor: Editor, backbone: AbstractBackbone, name: str, out: Path | None,
     file = out or Path("runs") / "edits" / f"{name}.safetensors"
     if not lora:
         edit_file.check_place(file)
+    check_place(file.parent if lora and out is None else file, folder=lora)
     backbone.load()
     edit = editor.fit(backbone, seed)
     if not any(update.norm() > 0 for _, update in displacements(backbone, name, edit)):

@@ -13,6 +13,7 @@ from sliders.console import say
 from sliders.errors import SliderError
 from sliders.evaluation.explain_study import Effort, changes_of, study
 from sliders.fetch import FETCHED, fetch
+from sliders.files import check_place
 from sliders.formats import peft
 from sliders.formats.checkpoint import Checkpoint, differences, is_checkpoint
 from sliders.formats.given import Given, given
@@ -50,6 +51,7 @@ def explain(
         dtype: precision of its weights: float32, bfloat16, float16, or auto; the model's own unless given.
     """
     (one,) = given(update, "update")
+    check_place(out, folder=True)
     update = one.path
     if is_checkpoint(update):
         if base is None:

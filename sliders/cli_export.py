@@ -8,6 +8,7 @@ from sliders.backbones.causal_lm import CausalLMBackbone
 from sliders.cli_defaults import LANGUAGE
 from sliders.console import say
 from sliders.errors import SliderError
+from sliders.files import check_place
 from sliders.formats import gguf
 from sliders.formats.given import given
 from sliders.formats.metadata import check_base
@@ -24,6 +25,7 @@ def export(slider: Path, out: Path, language: CausalLMBackbone = LANGUAGE, any_b
     """
     if out.suffix != ".gguf":
         raise SliderError(f"--out is {out}; give a file that ends with .gguf")
+    check_place(out)
     (one,) = given(slider, "slider")
     slider = one.path
     if not formats.all_of_language([slider]):

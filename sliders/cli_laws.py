@@ -18,6 +18,7 @@ from sliders.evaluation.laws_report import LawsReport
 from sliders.evaluation.sampling import Sampling
 from sliders.evaluation.stages import Stage, stage_for
 from sliders.evaluation.text import Speaking
+from sliders.files import check_place
 from sliders.formats.given import given
 from sliders.formats.metadata import check_base
 from sliders.training.order import config_of, fit_again
@@ -64,6 +65,7 @@ def laws(
         device: to run on: cpu, cuda, one such as cuda:1, mps, or auto for the best; the model's own unless given.
         dtype: precision of its weights: float32, bfloat16, float16, or auto; the model's own unless given.
     """
+    check_place(out, folder=True)
     files, others = given(slider, "slider"), given(twin, "--twin")
     paths = [file.path for file in files]
     dials, twins = [file.load() for file in files], [file.load() for file in others]

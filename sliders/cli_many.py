@@ -1,6 +1,8 @@
 """`sliders train-many`: several sliders from a folder or a list of configs."""
 
 import os
+import shlex
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,6 +11,8 @@ from rich.table import Table
 from sliders.cli_defaults import listed
 from sliders.console import say
 from sliders.errors import SliderError
+from sliders.files import check_place
+from sliders.training import stopping
 from sliders.training.many import Run, Worker, find_configs, launch, plan
 
 
@@ -33,7 +37,7 @@ def train_many(
 ) -> None:
     """Train several sliders; those on one base model share it, and what is finished is not trained again.
 
-    A run that was stopped goes on from its last checkpoint, in this call or the next.
+    A run that was stopped, by Ctrl-C or SIGTERM too, goes on from its last checkpoint, in this call or the next.
 
     Args:
         configs: a folder of configs, a config, or a list of these.
@@ -47,22 +51,27 @@ def train_many(
     """
     if workers < 1:
         raise SliderError(f"--workers is {workers}; it must be at least 1")
+    check_place(runs, folder=True)
     files = find_configs(listed(configs))
     planned = list({run.key: run for run in (plan(file, runs, listed(overrides)) for file in files)}.values())
     open_ones = [run for run in planned if run.done is None]
     workers = min(workers, len(open_ones))
-    if workers == 1 and cluster is None:
-        Worker(planned, threads)()
-    elif open_ones:
-        settings: dict[str, Any] = {"timeout_min": minutes, "name": "sliders"}
-        cores = os.cpu_count() or 1
-        if threads is None and cluster != "slurm":
-            threads = max(1, cores // workers)
-        if partition is not None:
-            settings["slurm_partition"] = partition
-        if threads is not None:
-            settings["cpus_per_task"] = threads
-        launch(Worker(planned, threads), workers, runs / "jobs", cluster, settings)
+    settings: dict[str, Any] = {"timeout_min": minutes, "name": "sliders"}
+    here = workers == 1 and cluster is None
+    if threads is None and cluster != "slurm" and not here:
+        threads = max(1, (os.cpu_count() or 1) // max(1, workers))
+    if partition is not None:
+        settings["slurm_partition"] = partition
+    if threads is not None:
+        settings["cpus_per_task"] = threads
+    try:
+        if here:
+            Worker(planned, threads)()
+        elif open_ones:
+            launch(Worker(planned, threads), workers, runs / "jobs", cluster, settings)
+    except stopping.Stopped:
+        say(_table(planned), f"stopped  go on with: {shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])}")
+        raise
     say(_table(planned))
     if left := [run.name for run in planned if run.done is None]:
         raise SliderError(f"{len(left)} of {len(planned)} are not finished ({', '.join(left)}); run it again to go on")

@@ -2,11 +2,14 @@
 
 import logging
 import re
+import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
 
-from sliders.errors import SliderWarning
+from sliders.errors import SliderError, SliderWarning
 
 _formatted = warnings.formatwarning
 
@@ -43,6 +46,22 @@ _HARMLESS = re.compile(
 
 def _concerns(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.ERROR or not _HARMLESS.search(record.getMessage())
+
+
+@contextmanager
+def in_one_line() -> Iterator[None]:
+    """End a command whose user can mend what is wrong by a line on stderr, and one that was interrupted by none."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (SliderError, SafetensorError) as error:
+        sys.exit(f"error: {error}")
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename is not None and error.strerror else ""
+        sys.exit(f"error: {where}{error.strerror or error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def hush_libraries() -> None:

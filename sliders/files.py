@@ -16,6 +16,36 @@ from sliders.errors import SliderError
 _WIDE_MARKS = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
+def check_place(place: Path, folder: bool = False, new: bool = False) -> None:
+    """Find out before the work whether its result can be written; nothing is left there.
+
+    Args:
+        place: what is to be written; its folders need not be there.
+        folder: whether that is a folder.
+        new: whether nothing may be there.
+
+    Raises:
+        SliderError: there is something already, a file where a folder should be or the other way round, or no file can
+            be written there, such as on a read-only or full disk.
+    """
+    if folder and place.exists() and not place.is_dir():
+        raise SliderError(f"{place} is to be a folder, but there is a file of that name; give another one")
+    if not folder and place.is_dir():
+        raise SliderError(f"{place} is a folder; give the name of a file")
+    if new and place.exists():
+        raise SliderError(f"{place} is there already; give the name of a new one, or remove it")
+    above = place if folder else place.parent
+    while not above.exists() and not above.is_symlink():
+        above = above.parent
+    if not above.is_dir():
+        raise SliderError(f"{place} cannot be written: {above} is no folder")
+    try:
+        with tempfile.TemporaryFile(dir=above, prefix=".sliders-") as trial:
+            trial.write(b"0" * 4096)
+    except OSError as error:
+        raise SliderError(f"{place} cannot be written: {error.strerror or error}; give another place") from error
+
+
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
     """Where to write what is to become ``file``, which it does when the block ends well.

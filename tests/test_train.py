@@ -56,7 +56,7 @@ class TestRun:
         names = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
         assert {"happy.safetensors", "strip.png", "metrics.json", "config.yaml", "checkpoints/last.ckpt"} <= names
         assert any("tfevents" in name for name in names)
-        assert not any(part.startswith(".") for name in names for part in Path(name).parts)
+        assert {name for name in names if any(part.startswith(".") for part in Path(name).parts)} == {".lock"}
 
     def test_it_says_where_the_slider_is_and_how_to_use_it(self, finished: tuple[Path, Ended]) -> None:
         folder, ended = finished
@@ -81,12 +81,12 @@ class TestRun:
         again = slider_file.load(tmp_path / "again" / "happy.safetensors")
         assert same(again, slider_file.load(finished[0] / "happy.safetensors"))
         assert run(train.main, *arguments, "--data.seed", 1).code == 0
-        other = slider_file.load(tmp_path / "again" / "happy.safetensors")
+        other = slider_file.load(tmp_path / "again-2" / "happy.safetensors")
         assert not same(other, again), "the control: another seed makes another slider"
 
     def test_it_goes_on_from_a_checkpoint(self, finished: tuple[Path, Ended], here: World, tmp_path: Path) -> None:
-        """The checkpoint is of the third step of four."""
-        checkpoint = finished[0] / "checkpoints" / "last.ckpt"
+        """The checkpoint before the last is of the third step of four."""
+        checkpoint = finished[0] / "checkpoints" / "last-previous.ckpt"
         assert torch.load(checkpoint, weights_only=True)["global_step"] == 3
         assert begin(here, tmp_path, "--ckpt_path", checkpoint).code == 0
         resumed = slider_file.load(tmp_path / "happy" / "happy.safetensors")

@@ -17,7 +17,7 @@ from sliders.backbones.fingerprint import hash_files, hash_named, hash_tensors
 from sliders.backbones.placement import Placement, Precision
 from sliders.batch import TensorBatch
 from sliders.errors import SliderError
-from sliders.files import replacing_folder
+from sliders.files import check_place, replacing_folder
 from sliders.formats import diffusers
 from sliders.formats.baking import Baked, write_edited
 
@@ -140,8 +140,7 @@ class AbstractBackbone(ABC, nn.Module):
         Raises:
             SliderError: there is something already, or the model has no place for what the edit makes.
         """
-        if folder.exists() and not replace:
-            raise SliderError(f"{folder} is there already; give the folder of a new model, or remove it")
+        check_place(folder, folder=True, new=not replace)
         edit = edit or Translation({})
         touched = {module.partition(".")[0] for module in edit.modules}
         with replacing_folder(folder) as new:

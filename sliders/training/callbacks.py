@@ -20,6 +20,7 @@ from sliders.evaluation.plots import strip
 from sliders.evaluation.report import evaluate_dial, heldout_prompts, load_judge, write_report
 from sliders.evaluation.sampling import Sampling, check_sampling, sample_dial, scenes
 from sliders.paths import Source
+from sliders.training import stopping
 from sliders.training.module import SliderModule
 
 
@@ -28,10 +29,16 @@ def run_folder(trainer: L.Trainer) -> Path:
     return Path(trainer.default_root_dir)
 
 
+def callbacks_of(trainer: L.Trainer) -> list[L.Callback]:
+    """The trainer's callbacks, in the order in which they are called."""
+    return trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def write_slider(trainer: L.Trainer, module: SliderModule) -> Path:
     """Write the slider into the run's folder from the main process; returns its file or folder."""
     slider = module.slider()
-    return module.backbone.save_slider(slider, run_folder(trainer))
+    with stopping.writing():
+        return module.backbone.save_slider(slider, run_folder(trainer))
 
 
 def denoiser(module: SliderModule) -> DiffusionBackbone:
@@ -86,13 +93,18 @@ class AbstractProbe(ABC, L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step  # where gradients are accumulated, the same after several batches
-        if step % self.every == 0 and step != self._last and trainer.is_global_zero:
+        due = step % self.every == 0 and step != self._last
+        if due and trainer.is_global_zero and not stopping.asked():
             self._last = step
             self.look(trainer, *_parts(pl_module))
 
 
 class AbstractReport(ABC, L.Callback):
-    """Says once, from the main process, what a training that came to its end has made."""
+    """Says once, from the main process, what a training that came to its end has made.
+
+    Raises:
+        SliderError: it cannot be made; the slider is written by then.
+    """
 
     @abstractmethod
     def report(self, trainer: L.Trainer, module: SliderModule, adapter: Adapter) -> None:
@@ -102,11 +114,18 @@ class AbstractReport(ABC, L.Callback):
         if trainer.is_global_zero and not trainer.interrupted:
             module, adapter = _parts(pl_module)
             module.check_learnt()
-            self.report(trainer, module, adapter)
+            try:
+                self.report(trainer, module, adapter)
+            except (SliderError, OSError, ImportError) as error:
+                raise SliderError(
+                    f"the slider is written into {run_folder(trainer)}, but {type(self).__name__} failed: {error}"
+                ) from error
 
 
 class SliderWriter(AbstractProbe):
-    """Writes the slider file when training ends, and on the way at an interval.
+    """Writes the slider file when training ends or is stopped, and on the way at an interval.
+
+    It stands before the reports, so that what becomes of them does not touch the slider.
 
     Args:
         every: steps between two writings.
@@ -117,15 +136,31 @@ class SliderWriter(AbstractProbe):
 
     def __init__(self, every: int = 50) -> None:
         super().__init__(every)
+        self._ended = False
 
     def look(self, trainer: L.Trainer, module: SliderModule, adapter: Adapter) -> None:
         write_slider(trainer, module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._ended = True
         assert isinstance(pl_module, SliderModule)
         pl_module.check_learnt()
         if trainer.is_global_zero:
             write_slider(trainer, pl_module)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        stopped = isinstance(exception, KeyboardInterrupt | SystemExit) and trainer.global_step > 0
+        if stopped and not self._ended and trainer.is_global_zero and isinstance(pl_module, SliderModule):
+            write_slider(trainer, pl_module)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Where a resumed run had made all its steps before, Lightning trains nothing and ends nothing."""
+        if self._ended or trainer.interrupted:
+            return
+        pl_module.to(trainer.strategy.root_device)
+        for callback in callbacks_of(trainer):
+            if isinstance(callback, SliderWriter | AbstractReport):
+                callback.on_train_end(trainer, pl_module)
 
 
 class Probe(AbstractProbe):

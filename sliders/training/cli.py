@@ -1,26 +1,32 @@
 """The command line of a training run."""
 
-import pickle
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from jsonargparse import ActionYesNo
+from lightning.fabric.plugins import CheckpointIO
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from sliders.concept import Concept
-from sliders.console import hush_libraries
+from sliders.console import hush_libraries, in_one_line, say
 from sliders.errors import SliderError, unwrapped
+from sliders.files import replacing
 from sliders.paths import called_here
 from sliders.shipped import DEFAULT_CONFIG, shipped, with_files
-from sliders.training.callbacks import SliderWriter
+from sliders.training import stopping
+from sliders.training.callbacks import SliderWriter, callbacks_of
+from sliders.training.checkpoints import CheckpointFiles, RunCheckpoint, read_newest
 from sliders.training.checks import check_made, refused_in_a_line
 from sliders.training.data import ConceptData
+from sliders.training.folder import RunFolder, take_new, take_up
 from sliders.training.module import SliderModule
+from sliders.training.settings import check_same, resolved, settings
 
 BASE_CONFIG = shipped("configs/base.yaml")
 _DESCRIPTION = """Train a slider.
@@ -31,14 +37,34 @@ run writes is in runs/NAME/. The flags most used: --name, --runs, --data.concept
 --model.loss.eta, --model.backbone.model, --trainer.max_steps, --trainer.accelerator, --ckpt_path."""
 
 
-def _check(checkpoint: Path) -> None:
-    """Refuse a file that is no checkpoint of a slider's training, before anything else is done."""
-    try:
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, EOFError, ValueError, OSError, pickle.UnpicklingError) as error:
-        raise SliderError(f"--ckpt_path {checkpoint} is not a readable checkpoint: {error}") from error
-    if not isinstance(content, dict) or "slider" not in content:
-        raise SliderError(f"--ckpt_path {checkpoint} is not a checkpoint of a slider's training")
+class RunConfig(SaveConfigCallback):
+    """Begins a run's folder when the training begins: what is stale goes, and `config.yaml` appears.
+
+    The config makes the same slider again, also where the run was resumed.
+    """
+
+    folder: RunFolder | None = None
+    began = False
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        pass  # what cannot be loaded should leave nothing behind
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._begin(trainer)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._begin(trainer)  # where all steps were made before
+
+    def _begin(self, trainer: L.Trainer) -> None:
+        if self.began or not trainer.is_global_zero:
+            return
+        self.began = True
+        if self.folder is not None:
+            self.folder.clear()
+        config = self.config.clone()
+        config.ckpt_path, config.overwrite = None, False
+        with replacing(Path(trainer.default_root_dir) / self.config_filename) as new:
+            self.parser.save(config, new, skip_none=False, multifile=self.multifile)
 
 
 def _whole(arguments: Sequence[str]) -> list[str]:
@@ -50,9 +76,25 @@ def _whole(arguments: Sequence[str]) -> list[str]:
 
 
 class SliderCLI(LightningCLI):
-    """`LightningCLI` with a run folder: everything of run NAME goes to `runs/NAME/`."""
+    """`LightningCLI` with a run folder: everything of run NAME goes to `runs/NAME/`, of a second one to `runs/NAME-2/`.
 
-    def __init__(self, args: list[str] | None = None, **kwargs: Any) -> None:
+    Args:
+        args: of the command line; those that the process was started with unless given.
+        folder: where the run is kept; the caller sees to it that nobody else writes there.
+        command: the words that start such a run, to say how a stopped one goes on.
+    """
+
+    def __init__(
+        self,
+        args: list[str] | None = None,
+        folder: Path | None = None,
+        command: Sequence[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self._given = folder
+        self._command = command
+        self._folder: RunFolder | None = None
+        self._checkpoint: tuple[Path, dict[str, Any]] | None = None
         with called_here():
             self._parse_and_make(_whole(sys.argv[1:] if args is None else args), **kwargs)
 
@@ -63,7 +105,7 @@ class SliderCLI(LightningCLI):
             run=False,
             auto_configure_optimizers=False,
             seed_everything_default=0,
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=RunConfig,
             parser_kwargs={"default_config_files": [str(BASE_CONFIG)], "description": _DESCRIPTION},
             args=args,
             **kwargs,
@@ -72,9 +114,17 @@ class SliderCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--name", type=str | None, default=None, help="of the run; the concept's unless given")
         parser.add_argument("--runs", type=Path, default=Path("runs"), help="the folder that runs are kept in")
-        parser.add_argument("--ckpt_path", type=Path | None, default=None, help="resume from this checkpoint")
+        parser.add_argument(
+            "--ckpt_path",
+            type=Path | None,
+            default=None,
+            help="resume from this checkpoint, in its run's folder unless --runs names another place",
+        )
+        parser.add_argument(
+            "--overwrite", action=ActionYesNo, default=False, help="replace an earlier run of the same name"
+        )
         parser.add_lightning_class_args(SliderWriter, "slider_file")
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.set_defaults(
             {
                 "checkpoint.filename": "last",
@@ -89,37 +139,138 @@ class SliderCLI(LightningCLI):
         concept = config.data.concept
         if isinstance(concept, str | Path):
             concept = Concept.load(Path(concept))
-        folder = Path(config.runs) / (config.name or concept.name)
-        config.trainer.default_root_dir = str(folder)
-        config.checkpoint.dirpath = str(folder / "checkpoints")
+        self._place(self._given or Path(config.runs) / (config.name or concept.name))
+
+    def _place(self, folder: Path) -> None:
+        self.config.trainer.default_root_dir = str(folder)
+        self.config.checkpoint.dirpath = str(folder / "checkpoints")
 
     def instantiate_classes(self) -> None:
         with unwrapped():
             super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        if self.config.ckpt_path is not None:
+            self._checkpoint = self._read(Path(self.config.ckpt_path))
+        if self._given is None and getattr(rank_zero_only, "rank", 0) == 0:
+            self._folder = self._take()
+            self._place(self._folder.path)
+            self._get(self.config_init, "checkpoint").dirpath = self.config.checkpoint.dirpath  # is made already
         folder = Path(self.config.trainer.default_root_dir)
+        kwargs["default_root_dir"] = str(folder)
         if self.config.trainer.logger is None:
-            kwargs["logger"] = TensorBoardLogger(folder.parent, name=folder.name, version="")
+            done = {"purge_step": self._checkpoint[1]["global_step"]} if self._checkpoint else {}
+            kwargs["logger"] = TensorBoardLogger(folder.parent, name=folder.name, version="", **done)
+        plugins = self._get(self.config_init, "trainer")["plugins"] or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            kwargs["plugins"] = [*plugins, CheckpointFiles()]
         with refused_in_a_line():
             trainer = super().instantiate_trainer(**kwargs)
         check_made(self.config.trainer.precision, trainer)
+        callbacks = callbacks_of(trainer)
+        first = [callback for callback in callbacks if isinstance(callback, RunConfig | SliderWriter)]
+        callbacks[:] = [*first, *(callback for callback in callbacks if callback not in first)]
+        self._began = next(callback for callback in first if isinstance(callback, RunConfig))
+        self._began.folder = self._folder
         return trainer
 
+    def _read(self, checkpoint: Path) -> tuple[Path, dict[str, Any]]:
+        """The checkpoint to go on from.
+
+        Raises:
+            SliderError: it cannot be read, or more steps were made than this run is to have.
+        """
+        if self.config.overwrite:
+            raise SliderError("--overwrite begins anew and --ckpt_path goes on; leave out one of them")
+        try:
+            place, content = read_newest(checkpoint)
+        except SliderError as error:
+            raise SliderError(f"--ckpt_path {error}") from error
+        steps = self.config.trainer.max_steps
+        if content["global_step"] > steps:
+            raise SliderError(
+                f"trainer.max_steps is {steps}, but {place} has {content['global_step']} steps behind it; give at "
+                "least as many, or train anew without --ckpt_path"
+            )
+        return place, content
+
+    def _take(self) -> RunFolder:
+        """The folder of this run, for us alone."""
+        wanted = Path(self.config.trainer.default_root_dir)
+        if self._checkpoint is not None:
+            run = self._checkpoint[0].parent.parent
+            same = run.absolute().parent == wanted.absolute().parent
+            here = same or Path(self.config.runs) == self.parser.get_default("runs")
+            if here and self._checkpoint[0].parent.name == "checkpoints" and (run / "config.yaml").is_file():
+                return take_up(run)
+        return take_new(wanted, self.config.overwrite)
+
     def fit(self) -> None:
-        """Train, from the beginning or from `--ckpt_path`."""
-        checkpoint = self.config.ckpt_path
-        if checkpoint is not None and not Path(checkpoint).is_file():
-            raise SliderError(f"--ckpt_path {checkpoint}: there is no such file")
-        if checkpoint is not None:
-            _check(Path(checkpoint))
+        """Train, from the beginning or from `--ckpt_path`; the last line says where the run is, or how to go on.
+
+        Raises:
+            SliderError: the run cannot go on from the checkpoint.
+            Stopped: a signal came; slider and checkpoint are written.
+        """
+        try:
+            with stopping.listening():
+                self._fit()
+        except stopping.Stopped:
+            if self._given is None:
+                say(self._go_on())
+            raise
+        finally:
+            stopping.end_steps()
+            if self._folder is not None:
+                if not self._began.began:
+                    self._folder.undo()
+                self._folder.release()
+        if self._given is None and self.trainer.is_global_zero:
+            say(f"run      {self.trainer.default_root_dir}")
+
+    def _fit(self) -> None:
+        now = settings(resolved(self.parser, self.config), self.trainer.world_size)
+        self.model.settings = now
+        checkpoint = None
+        if self._checkpoint is not None:
+            checkpoint, content = self._checkpoint
+            if (began := content.get("settings")) is None:
+                say(f"{checkpoint} does not say what its run was set to, so that it cannot be compared")
+            else:
+                check_same(began, now, checkpoint)
         self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=checkpoint, weights_only=True)
+
+    def _go_on(self) -> str:
+        """The line that says how a stopped run goes on."""
+        checkpoint = next(c for c in callbacks_of(self.trainer) if isinstance(c, RunCheckpoint)).best_model_path
+        if not checkpoint:
+            return "stopped  before the first checkpoint was written; begin again"
+        if self._command is None:
+            return f"stopped  go on from {checkpoint}"
+        return f"stopped  go on with: {shlex.join([*_without(self._command), '--ckpt_path', checkpoint])}"
+
+
+def _started_by() -> list[str]:
+    """The words that started this process, as one would type them."""
+    program, *arguments = sys.argv
+    return ["python", program, *arguments] if program.endswith(".py") else [Path(program).name, *arguments]
+
+
+def _without(command: Sequence[str]) -> list[str]:
+    """A command without what says how its run begins."""
+    kept: list[str] = []
+    words = iter(command)
+    for word in words:
+        if word == "--ckpt_path":
+            next(words, None)
+        elif not word.startswith(("--ckpt_path=", "--overwrite")):
+            kept.append(word)
+    return kept
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Train; the arguments are those of the process unless given."""
     hush_libraries()
-    try:
-        SliderCLI(arguments).fit()
-    except SliderError as error:
-        sys.exit(f"error: {error}")
+    with in_one_line():
+        SliderCLI(arguments, command=_started_by()).fit()

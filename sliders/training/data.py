@@ -19,7 +19,7 @@ class StepBatch:
     """One step's items.
 
     Args:
-        step: counts from 0.
+        step: of the optimizer, counted from 0; where gradients are accumulated, several batches have the same.
         seed: of the run.
         seeds: one for each item; all that is random about the item follows from it.
         magnitudes: of each item's dial, ``[n]``.
@@ -34,10 +34,18 @@ class StepBatch:
 
 
 class StepLoader:
-    """A loader whose batch at step k is a function of (seed, k): resuming is a matter of knowing k."""
+    """A loader whose batch k is a function of (seed, k): resuming is a matter of knowing k.
 
-    def __init__(self, data: "ConceptData", steps: int, rank: int = 0, world: int = 1) -> None:
-        self.data, self.steps, self.rank, self.world = data, steps, rank, world
+    Args:
+        data: what batches are made of.
+        steps: of the optimizer.
+        rank: of this process.
+        world: processes.
+        gathered: batches of a step.
+    """
+
+    def __init__(self, data: "ConceptData", steps: int, rank: int = 0, world: int = 1, gathered: int = 1) -> None:
+        self.data, self.steps, self.rank, self.world, self.gathered = data, steps * gathered, rank, world, gathered
         self.step = 0
 
     def __len__(self) -> int:
@@ -45,7 +53,7 @@ class StepLoader:
 
     def __iter__(self) -> Iterator[StepBatch]:
         while self.step < self.steps:
-            batch = self.data.step_batch(self.step, self.rank, self.world)
+            batch = self.data.step_batch(self.step, self.rank, self.world, self.gathered)
             self.step += 1  # before the yield: a checkpoint written during the step resumes after it
             yield batch
 
@@ -96,8 +104,15 @@ class ConceptData(L.LightningDataModule):
         if not self.signs or any(s not in (1, -1) for s in self.signs):
             raise SliderError(f"data.signs is {self.signs}; use [1, -1], [1] or [-1]")
 
-    def step_batch(self, step: int, rank: int = 0, world: int = 1) -> StepBatch:
-        """The items of one step on one device; over all devices they are those of one device with all the rows."""
+    def step_batch(self, step: int, rank: int = 0, world: int = 1, gathered: int = 1) -> StepBatch:
+        """The items of batch ``step`` on one device; over all devices they are those of one device with all the rows.
+
+        Args:
+            step: counts the batches from 0.
+            rank: of the device.
+            world: devices.
+            gathered: batches of a step of the optimizer.
+        """
         seeds, magnitudes = [], []
         for size, kind in ((self.batch_size, "move"), (self.preserve_batch_size, "keep")):
             for row in range(rank * size, (rank + 1) * size):
@@ -105,14 +120,14 @@ class ConceptData(L.LightningDataModule):
                 seeds.append(rng.randrange(2**31))
                 magnitudes.append(rng.uniform(*self.magnitude))
         preserved = torch.arange(len(seeds)) >= self.batch_size
-        return StepBatch(step, self.seed, seeds, torch.tensor(magnitudes), preserved)
+        return StepBatch(step // gathered, self.seed, seeds, torch.tensor(magnitudes), preserved)
 
     def train_dataloader(self) -> StepLoader:
         trainer = self.trainer
         if trainer is None or trainer.max_steps < 1:
             raise SliderError("trainer.max_steps says how long a run is; set it to at least 1")
-        batches = trainer.max_steps * trainer.accumulate_grad_batches
-        return StepLoader(self, batches, trainer.global_rank, trainer.world_size)
+        gathered = trainer.accumulate_grad_batches
+        return StepLoader(self, trainer.max_steps, trainer.global_rank, trainer.world_size, gathered)
 
     def transfer_batch_to_device(self, batch: StepBatch, device: torch.device, dataloader_idx: int) -> StepBatch:
         return batch  # a few numbers; the states are made on the model's device

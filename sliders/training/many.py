@@ -9,30 +9,35 @@ takes whatever is neither finished nor locked by a living process, so that the r
 taken up by the others, or by the next call, from their last checkpoint.
 """
 
-import fcntl
 import hashlib
 import json
+import os
+import signal
 import time
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from sliders.backbones.base import AbstractBackbone
-from sliders.concept import Concept
 from sliders.console import hush_libraries, say
 from sliders.errors import SliderError
 from sliders.files import write_text
 from sliders.shipped import config_place
+from sliders.training import stopping
+from sliders.training.checkpoints import previous, read_newest
 from sliders.training.cli import SliderCLI
+from sliders.training.folder import claimed, saved_slider
 from sliders.training.memory import Memory
+from sliders.training.settings import by_content, resolved
 
-_PLACES = (("name",), ("runs",), ("ckpt_path",), ("trainer", "default_root_dir"), ("checkpoint", "dirpath"))
+_PLACES = (
+    *(("name",), ("runs",), ("ckpt_path",), ("overwrite",)),
+    *(("trainer", "default_root_dir"), ("checkpoint", "dirpath")),
+)
 """What a config says of where a run is kept, which makes no difference to the slider."""
 
 
@@ -68,9 +73,10 @@ class Run:
 
     @property
     def done(self) -> dict[str, Any] | None:
-        """What is known of the finished run; None while it is not finished."""
+        """What is known of the finished run; None while it is not finished, or if its slider is gone."""
         file = self.folder / "done.json"
-        return json.loads(file.read_text()) if file.is_file() else None
+        known = json.loads(file.read_text()) if file.is_file() else None
+        return known if known and (self.folder / known.get("slider", "")).exists() else None
 
 
 def find_configs(configs: Sequence[Path]) -> list[Path]:
@@ -89,47 +95,17 @@ def plan(config: Path, runs: Path, overrides: Sequence[str] = ()) -> Run:
     """The run of a config, with further arguments of the training command such as ``--model.rank=8``."""
     arguments = ("--config", str(config), *overrides)
     parsed = _Parsed([*arguments])
-    plain = yaml.safe_load(parsed.parser.dump(parsed.config, skip_none=False))
-    concept = parsed.config.data.concept
-    concept = Concept.load(Path(concept)) if isinstance(concept, str | Path) else concept
-    name = plain["name"] or concept.name
+    plain = resolved(parsed.parser, parsed.config)
+    name = plain["name"] or plain["data"]["concept"]["name"]
     for *path, last in _PLACES:
         place = plain
         for part in path:
             place = place[part]
         place.pop(last, None)
-    if not isinstance(concept, Concept):  # written into the config
-        concept = Concept.from_dict(concept.get("init_args", concept).as_dict(), folder=Path())
-    plain["data"]["concept"] = concept.to_dict()
     base = json.dumps([plain["model"]["backbone"], plain["trainer"]["precision"]], sort_keys=True)
-    plain = _by_content(plain)
+    plain = by_content(plain)
     key = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:10]
     return Run(arguments, name, key, base, runs)
-
-
-def _by_content(plain: Any) -> Any:
-    """Plain data with what a file says in place of where it is; a folder, of a model, is known by its path."""
-    if isinstance(plain, dict):
-        return {key: _by_content(value) for key, value in plain.items()}
-    if isinstance(plain, list):
-        return [_by_content(value) for value in plain]
-    if isinstance(plain, str) and Path(plain).is_absolute() and Path(plain).is_file():
-        with Path(plain).open("rb") as content:
-            return hashlib.file_digest(content, "sha256").hexdigest()
-    return plain
-
-
-@contextmanager
-def _claimed(folder: Path, wait: bool) -> Iterator[bool]:
-    """Whether a run's folder is ours for now; a process that dies lets go of it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        yield True
 
 
 class Worker:
@@ -146,8 +122,16 @@ class Worker:
         self.runs, self.threads = list(runs), threads
 
     def __call__(self, first: int = 0) -> list[str]:
-        """Train what is left, beginning at run ``first``; returns the names of those trained here."""
+        """Train what is left, beginning at run ``first``; returns the names of those trained here.
+
+        Raises:
+            Stopped: a signal came; the run that was at work goes on from where it was, in this call or another.
+        """
         hush_libraries()
+        with stopping.listening():
+            return self._work(first)
+
+    def _work(self, first: int) -> list[str]:
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         bases: dict[str, tuple[AbstractBackbone, Memory]] = {}
@@ -155,7 +139,7 @@ class Worker:
         left = self.runs[first:] + self.runs[:first]
         for wait in (False, True):  # what another process is at is ours if that process dies
             for run in list(left):
-                with _claimed(run.folder, wait) as ours:
+                with claimed(run.folder, wait) as ours:
                     if not ours:
                         continue
                     left.remove(run)
@@ -186,21 +170,31 @@ def _try(run: Run, bases: dict[str, tuple[AbstractBackbone, Memory]]) -> bool:
 def _train(run: Run, bases: dict[str, tuple[AbstractBackbone, Memory]]) -> None:
     """Train one slider, from its last checkpoint if there is one, on a base that may be in memory already."""
     began = time.monotonic()
-    cli = SliderCLI([*run.arguments, "--runs", str(run.runs), "--name", run.folder.name])
+    cli = SliderCLI([*run.arguments, *_from_last(run)], folder=run.folder)
     module = cli.model
     module.backbone, module.memory = bases.setdefault(run.base, (module.backbone, Memory()))
-    last = run.folder / "checkpoints" / "last.ckpt"
-    if last.is_file():
-        cli.config.ckpt_path = str(last)
     try:
         cli.fit()
-        if cli.trainer.interrupted:
-            raise KeyboardInterrupt
-        slider = {} if module.adapter is None else module.slider().metadata
+        saved = saved_slider(run.folder, cli.datamodule.concept.name)
+        if saved is None:
+            raise SliderError(f"the training ended, but there is no slider in {run.folder}")
+        metadata = {} if module.adapter is None else dict(module.slider().metadata)
     finally:
         module.detach_slider()
-    known = {"name": run.name, "key": run.key, "seconds": round(time.monotonic() - began, 1), "metadata": dict(slider)}
-    write_text(run.folder / "done.json", json.dumps(known, indent=1))
+    known = {"name": run.name, "key": run.key, "seconds": round(time.monotonic() - began, 1), "slider": saved.name}
+    write_text(run.folder / "done.json", json.dumps({**known, "metadata": metadata}, indent=1))
+
+
+def _from_last(run: Run) -> list[str]:
+    """The argument by which a run goes on from its newest checkpoint that is whole, if there is one."""
+    last = run.folder / "checkpoints" / "last.ckpt"
+    if not (last.exists() or previous(last).exists()):
+        return []
+    try:
+        return ["--ckpt_path", str(read_newest(last)[0])]
+    except SliderError as error:
+        say(f"{error}; {run.folder} begins anew")
+        return []
 
 
 def launch(worker: Worker, workers: int, folder: Path, cluster: str | None, settings: dict[str, Any]) -> None:
@@ -220,6 +214,24 @@ def launch(worker: Worker, workers: int, folder: Path, cluster: str | None, sett
     executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
     executor.update_parameters(**settings)
     starts = [k * len(worker.runs) // workers for k in range(workers)]
-    for job in executor.map_array(worker, starts):
-        if (error := job.exception()) is not None:
-            say(f"worker {job.job_id} ended early, its log is {job.paths.stderr}: {str(error).splitlines()[-1]}")
+    with stopping.listening():
+        jobs = executor.map_array(worker, starts)
+        try:
+            for job in jobs:
+                if (error := job.exception()) is not None:
+                    last = str(error).splitlines()[-1]
+                    say(f"worker {job.job_id} ended early, its log is {job.paths.stderr}: {last}")
+        except stopping.Stopped:
+            _stop(jobs, executor.cluster)
+            raise
+
+
+def _stop(jobs: Sequence[Any], cluster: str) -> None:
+    """Let workers end their steps; those of this machine are waited for."""
+    for job in jobs:
+        if cluster != "local":
+            job.cancel()
+        elif not job.done():
+            os.kill(int(job.job_id), signal.SIGTERM)
+    for job in jobs if cluster == "local" else []:
+        job.exception()

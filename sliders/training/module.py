@@ -77,7 +77,9 @@ class SliderModule(L.LightningModule):
         self.strict_loading = False
         self._dial = torch.zeros(0)  # of the step's rows
         self._checked = False  # whether the first lesson teaches anything
-        self._began, self._seconds = 0.0, 0.0  # of this process's training, pictures of probes included
+        self.settings: dict[str, Any] | None = None  # what the run was set to, for a checkpoint to say
+        self._began, self._seconds = 0.0, 0.0  # of the training, pictures of probes included
+        self._before = {"seconds": 0.0, "teacher_evaluations": 0}  # spent by earlier processes of a resumed run
 
     def configure_model(self) -> None:
         if self.adapter is None:
@@ -130,6 +132,7 @@ class SliderModule(L.LightningModule):
         for prompt in self.teacher.contradictions():
             text = f"concept {concept.name!r}: {short(prompt)} is to be preserved, but is a target that is to be moved"
             warnings.warn(text, SliderWarning, stacklevel=2)
+        self.teacher.evaluations += self._before["teacher_evaluations"]
 
     def training_step(self, batch: StepBatch, batch_idx: int) -> Tensor:
         assert self.adapter is not None
@@ -154,7 +157,7 @@ class SliderModule(L.LightningModule):
             )
         effect, stray = progress(prediction, self.loss)
         self.log_dict({"loss": loss, "effect": effect, "stray": stray}, prog_bar=True, batch_size=len(batch.seeds))
-        self._seconds = time.monotonic() - self._began
+        self._seconds = self._before["seconds"] + time.monotonic() - self._began
         return loss
 
     def _check(self, prediction: Prediction) -> None:
@@ -222,13 +225,16 @@ class SliderModule(L.LightningModule):
             eta=self.loss.eta,
             training={
                 "steps": self.global_step,
-                "seconds": round(self._seconds, 1),
-                "teacher_evaluations": self.teacher.evaluations if self.teacher else 0,
+                **self._spent() | {"seconds": round(self._seconds, 1)},
                 "seed": self.concept_data.seed,
                 "signs": self.concept_data.signs,
             },
         )
         return Slider(concept.name, self.adapter.update(), known | self.measured)
+
+    def _spent(self) -> dict[str, Any]:
+        """What the slider has cost so far."""
+        return {"seconds": self._seconds, "teacher_evaluations": self.teacher.evaluations if self.teacher else 0}
 
     def detach_slider(self) -> None:
         """Take the slider off the model, which is then the base again."""
@@ -241,6 +247,9 @@ class SliderModule(L.LightningModule):
         checkpoint["state_dict"] = {}
         checkpoint["slider"] = self.adapter.state()
         checkpoint["states"] = self.states.state_dict()
+        checkpoint["spent"] = self._spent()
+        if self.settings is not None:
+            checkpoint["settings"] = self.settings
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.configure_model()
@@ -253,3 +262,5 @@ class SliderModule(L.LightningModule):
             )
         self.adapter.load_state(checkpoint["slider"])
         self.states.load_state_dict(checkpoint["states"])
+        self._before |= checkpoint.get("spent", {})
+        self._seconds = self._before["seconds"]

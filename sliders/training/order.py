@@ -11,6 +11,7 @@ from sliders.attach import attach
 from sliders.backbones.placement import Placement
 from sliders.errors import SliderError
 from sliders.files import read_text, write_text
+from sliders.training.folder import saved_slider
 
 
 def config_of(slider: Path) -> Path:
@@ -50,13 +51,12 @@ def fit_again(
     folder = runs / name
     note = folder / "made_from.txt"
     key = repr((seed, steps, first and first.digest())) + "\n" + read_text(config, "configuration")
-    if note.is_file() and note.read_text(encoding="utf-8") == key:
-        for saved in (folder / f"{name}.safetensors", folder / name):
-            if saved.exists():
-                return formats.load(saved)
+    saved = saved_slider(folder, name)
+    if saved is not None and note.is_file() and note.read_text(encoding="utf-8") == key:
+        return formats.load(saved)
     note.unlink(missing_ok=True)
     arguments = ["--config", config, "--runs", runs, "--name", name, "--seed_everything", seed, "--data.seed", seed]
-    arguments += ["--trainer.callbacks", "null", "--trainer.logger", "false", "--ckpt_path", "null"]
+    arguments += ["--trainer.callbacks", "null", "--trainer.logger", "false", "--ckpt_path", "null", "--overwrite"]
     arguments += [] if steps is None else ["--trainer.max_steps", steps]
     arguments += [] if where is None else where.arguments()
     with warnings.catch_warnings():

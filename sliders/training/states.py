@@ -130,8 +130,8 @@ class _Contents:
 class Pooled(StateSource):
     """Lessons made many at a time, with the teacher's answers, and kept; steps draw from them.
 
-    A pool is made anew after ``refresh`` training steps, never if that is None; each one is kept ``growth`` times as
-    long as the one before.
+    A pool is made anew after ``refresh`` steps of the optimizer, never if that is None; each one is kept ``growth``
+    times as long as the one before.
     """
 
     refresh: int | None

@@ -120,7 +120,7 @@ def trainer(
         max_steps=steps,
         accelerator="cpu",
         logger=False,
-        enable_checkpointing=bool(every),
+        enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in kept),
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=folder,

@@ -73,6 +73,27 @@ def test_pictures_that_cannot_be_are_known_before_the_first_step(
     assert not curve.values
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, ValueError])
+def test_the_slider_is_written_when_the_training_is_interrupted(
+    base: Path, tmp_path: Path, error: type[BaseException]
+) -> None:
+    """As it was after the last step, without the command; a fault is no interruption."""
+
+    class Interrupt(L.Callback):
+        def on_train_batch_start(
+            self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+        ) -> None:
+            if trainer.global_step == 2:
+                raise error
+
+    with pytest.raises((SystemExit, ValueError)):
+        runs.fit(runs.module(base), tmp_path, 5, callbacks=[SliderWriter(), Interrupt()])
+    file = tmp_path / "happy.safetensors"
+    assert file.exists() == (error is not ValueError)
+    if file.exists():
+        assert json.loads(slider_file.load(file).metadata["sliders.training"])["steps"] == 2
+
+
 def test_a_probe_says_early_whether_the_concept_moves(
     base: Path, tmp_path: Path, concept: Concept, judge: Path
 ) -> None:

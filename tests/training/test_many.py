@@ -7,10 +7,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import lightning as L
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 
 import train
 from sliders import cli
@@ -134,6 +137,120 @@ def test_errors(arguments: list[object], word: str) -> None:
     ended = run(cli.main, "train-many", *arguments)
     assert ended.code == 1
     assert word in ended.err
+
+
+def stopped(here: World, runs: Path, *overrides: str) -> Ended:
+    """Run the command until its second run's second step."""
+    stop = json.dumps([{"class_path": "tests.training.test_many.StopSecond"}])
+    return together(here, runs, "--overrides", json.dumps([f"--trainer.callbacks={stop}", *overrides]))
+
+
+class StopSecond(L.Callback):
+    """Sends SIGTERM in the second step of the second run of a process."""
+
+    runs = 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        StopSecond.runs += 1
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if StopSecond.runs == 2 and trainer.global_step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_stopped_worker_leaves_its_run_to_go_on(
+    here: World, finished: tuple[Path, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StopSecond, "runs", 0)
+    ended = stopped(here, tmp_path)
+    assert ended.code == 143
+    assert ended.out.splitlines()[-1].startswith("stopped  go on with: ")
+    assert len(sliders_of(tmp_path)) == 1
+    steps = {step_of(file) for file in tmp_path.glob("*/checkpoints/last.ckpt")}
+    assert steps == {4, 2}
+    ended = stopped(here, tmp_path)
+    assert ended.code == 0, ended.err
+    ours, whole = sliders_of(tmp_path), sliders_of(finished[0])
+    assert all(same(ours[name], whole[name]) for name in whole)
+
+
+def step_of(checkpoint: Path) -> int:
+    """That a checkpoint is of."""
+    return torch.load(checkpoint, weights_only=True)["global_step"]
+
+
+def test_a_run_is_done_only_while_its_slider_is_there(here: World, finished: tuple[Path, int], tmp_path: Path) -> None:
+    """A checkpoint of the last step makes it again, without training."""
+    one = here.folder / "configs" / "b.yaml"
+    assert run(cli.main, "train-many", one, "--runs", tmp_path).code == 0
+    (slider,) = sliders_of(tmp_path).values()
+    planned = many.plan(one, tmp_path)
+    assert planned.done is not None
+    assert planned.done["slider"] == slider.name
+    slider.unlink()
+    assert planned.done is None
+    assert run(cli.main, "train-many", one, "--runs", tmp_path).code == 0
+    assert same(slider, sliders_of(finished[0])["sad 2"])
+    assert json.loads(slider_file.load(slider).metadata["sliders.training"])["steps"] == 4
+
+
+def test_a_training_that_leaves_no_slider_is_not_done(
+    here: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(many.SliderCLI, "fit", lambda self: None)
+    ended = run(cli.main, "train-many", here.folder / "configs" / "b.yaml", "--runs", tmp_path)
+    assert ended.code == 1
+    assert "there is no slider in" in ended.out
+    assert not list(tmp_path.glob("*/done.json"))
+
+
+@pytest.mark.parametrize("broken", [["last.ckpt"], ["last.ckpt", "last-previous.ckpt"]], ids=str)
+def test_a_broken_checkpoint_does_not_hold_a_run_up(
+    here: World, finished: tuple[Path, int], tmp_path: Path, broken: list[str]
+) -> None:
+    """It goes on from the one before, at the third step, or begins anew, and says so."""
+    one = here.folder / "configs" / "b.yaml"
+    assert run(cli.main, "train-many", one, "--runs", tmp_path).code == 0
+    (folder,) = (file.parent for file in tmp_path.glob("*/done.json"))
+    (folder / "done.json").unlink()
+    for name in broken:
+        place = folder / "checkpoints" / name
+        place.write_bytes(place.read_bytes()[:100])
+    ended = run(cli.main, "train-many", one, "--runs", tmp_path)
+    assert ended.code == 0, ended.err
+    assert ("begins anew" if len(broken) == 2 else "last-previous.ckpt, step 3") in ended.out
+    assert same(next(iter(sliders_of(tmp_path).values())), sliders_of(finished[0])["sad 2"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_sigterm_ends_all_workers(here: World, tmp_path: Path, workers: int) -> None:
+    """From outside, to the command; its workers end their steps, and are gone."""
+    if workers > 1:
+        pytest.importorskip("submitit")
+    command = [sys.executable, "-m", "sliders.cli", "train-many", str(here.folder / "configs"), "--runs", str(tmp_path)]
+    command += ["--overrides", '["--trainer.max_steps=100000"]', "--workers", str(workers)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    patience = time.monotonic() + 300
+    while len(list(tmp_path.glob("*/checkpoints/last.ckpt"))) < workers:
+        assert process.poll() is None, "it ended before it was stopped"
+        assert time.monotonic() < patience
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 143
+    assert "Traceback" not in err
+    assert "stopped  go on with: " in out.splitlines()[-1]
+    begun = [file.parent for file in tmp_path.glob("*/checkpoints")]
+    assert len(begun) == workers
+    for folder in begun:
+        slider = next(folder.glob("*.safetensors"))
+        steps = json.loads(slider_file.load(slider).metadata["sliders.training"])["steps"]
+        assert steps == step_of(folder / "checkpoints" / "last.ckpt")
+        with FileLock(folder / ".lock").acquire(timeout=0):
+            pass
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """The training loop, run by Lightning on a tiny model: it learns, touches nothing else, and resumes bit by bit."""
 
+import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,14 +11,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from sliders.attach import Adapter
 from sliders.backbones.base import AbstractBackbone
 from sliders.backbones.sdxl import SDXLBackbone
 from sliders.backbones.unet import UNetBackbone
 from sliders.errors import SliderError
 from sliders.formats.metadata import concept_of
 from sliders.losses.erasure import Prediction
+from sliders.training.checkpoints import RunCheckpoint
+from sliders.training.data import StepBatch
 from sliders.training.module import SliderModule
-from sliders.training.states import Pool, Rollout, StateSource
+from sliders.training.states import Lesson, Pool, Rollout, StateSource
+from sliders.training.teacher import Teacher
 from tests import tiny
 from tests.training import runs
 
@@ -314,6 +319,41 @@ def test_accumulated_gradients_end_the_run_at_its_last_step(base: Path, tmp_path
 
     runs.fit(model, tmp_path, 3, callbacks=[Patience(), Steps()], accumulate_grad_batches=2)
     assert steps == [3]
+
+
+@pytest.mark.parametrize("gathered", [1, 3])
+def test_a_pool_is_made_anew_by_steps_of_the_optimizer(
+    base: Path, tmp_path: Path, gathered: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a step takes several batches."""
+    filled: list[int] = []
+    fill = Pool.fill
+
+    def counting(pool: Pool, teacher: Teacher, adapter: Adapter, batch: StepBatch, rng: random.Random) -> Lesson:
+        filled.append(batch.step)
+        return fill(pool, teacher, adapter, batch, rng)
+
+    monkeypatch.setattr(Pool, "fill", counting)
+    pool = Pool(trajectories=2, steps=2, refresh=2, growth=1)
+    runs.fit(runs.module(base, pool), tmp_path, 5, accumulate_grad_batches=gathered)
+    assert filled == [0, 2, 4]
+
+
+def test_gathered_gradients_resume_bit_by_bit(base: Path, tmp_path: Path) -> None:
+    """From the end of a step, in the middle of a pool's time and at its end."""
+
+    def pool() -> Pool:
+        return Pool(trajectories=2, steps=2, refresh=2, growth=1)
+
+    kept = RunCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1, auto_insert_metric_name=False)
+    whole = runs.fit(runs.module(base, pool()), tmp_path, 5, callbacks=[kept], accumulate_grad_batches=2)
+    assert sorted(file.name for file in tmp_path.glob("*.ckpt")) == [f"{step}.ckpt" for step in range(1, 6)]
+    for step in (1, 2, 3):
+        again, place = runs.module(base, pool()), tmp_path / f"{step}.ckpt"
+        resumed = runs.fit(again, tmp_path / "again", 5, resume=place, accumulate_grad_batches=2)
+        assert runs.equal(resumed, whole), step
+    other = runs.fit(runs.module(base, pool()), tmp_path / "again", 5)
+    assert not runs.equal(other, whole), "the control: gathering makes another slider"
 
 
 def test_the_learning_rate_follows_its_schedule_by_steps(base: Path, tmp_path: Path) -> None:
