@@ -105,11 +105,12 @@ def step_cost(concept: Concept, steps: int, repeats: int, now: Clock) -> Rows:
         filled = (first + later * refills) / steps
     other: dict[str, Callable[[], None]] = {}
     with ExitStack() as stack:
-        for name, options in (
-            ("student alone", {}), ("with checkpointing", {"checkpointing": True}),
-            ("without channels_last", {"channels_last": False}), ("with torch.compile", {"compile": True}),
-        ):  # fmt: skip
-            made = UNetBackbone(MODEL, **options)
+        for name, made in (
+            ("student alone", UNetBackbone(MODEL)),
+            ("with checkpointing", UNetBackbone(MODEL, checkpointing=True)),
+            ("without channels_last", UNetBackbone(MODEL, channels_last=False)),
+            ("with torch.compile", UNetBackbone(MODEL, compile=True)),
+        ):
             made.load()
             adapter = stack.enter_context(Adapter(made, layers, 4, 4.0))
             other[name] = student(made, adapter, data.batch_size * len(data.signs))

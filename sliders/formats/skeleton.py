@@ -46,8 +46,7 @@ def _part(folder: Path, library: str | None, name: str | None) -> nn.Module | No
     kind: Any = model_class(library, name)
     if kind is None:
         return None
-    of_diffusers = issubclass(kind, ModelMixin)
     with torch.device("meta"):
-        if of_diffusers:
+        if hasattr(kind, "load_config"):  # of diffusers
             return kind.from_config(kind.load_config(folder))
         return kind(kind.config_class.from_pretrained(folder))

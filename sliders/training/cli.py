@@ -171,8 +171,9 @@ class SliderCLI(LightningCLI):
         callbacks = callbacks_of(trainer)
         first = [callback for callback in callbacks if isinstance(callback, RunConfig | SliderWriter)]
         callbacks[:] = [*first, *(callback for callback in callbacks if callback not in first)]
-        self._began = next(callback for callback in first if isinstance(callback, RunConfig))
-        self._began.folder = self._folder
+        self._began = next((callback for callback in first if isinstance(callback, RunConfig)), None)
+        if self._began is not None:  # a dry run has none, and is refused
+            self._began.folder = self._folder
         return trainer
 
     def _read(self, checkpoint: Path) -> tuple[Path, dict[str, Any]]:
@@ -223,7 +224,7 @@ class SliderCLI(LightningCLI):
         finally:
             stopping.end_steps()
             if self._folder is not None:
-                if not self._began.began:
+                if self._began is None or not self._began.began:
                     self._folder.undo()
                 self._folder.release()
         if self._given is None and self.trainer.is_global_zero:

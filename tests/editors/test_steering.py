@@ -36,8 +36,10 @@ def test_it_is_the_mean_difference_of_the_two_sides(model: CausalLMBackbone, moo
     """By hand, over the same responses; swapping the sides turns it round."""
     steering = fit_steering(model, mood, [1], Saying(tokens=6))
     sums, count = torch.zeros(16), 0
+    messages = mood.contexts
+    assert isinstance(messages, list)
     with torch.no_grad():
-        for k, message in enumerate(mood.contexts or []):
+        for k, message in enumerate(messages):
             said = model.respond(model.encode([f"{mood.target}\n\n{message}"]), [k], 6)
             sides = [
                 model.hidden(said, model.encode([f"{side}\n\n{message}"]), [2])[0, 0]

@@ -46,7 +46,8 @@ def test_questions_are_the_concept_in_every_context_and_what_to_preserve(teacher
         for q in teacher.questions
     ]
     assert said[:2] == runs.RICH.in_contexts()
-    assert said[2:] == [(prompt, [], []) for prompt in runs.RICH.preserve or []]
+    assert isinstance(runs.RICH.preserve, list)
+    assert said[2:] == [(prompt, [], []) for prompt in runs.RICH.preserve]
     assert teacher.moved.tolist() == [0, 1]
     assert teacher.kept.tolist() == [2, 3, 4]
 
@@ -61,7 +62,8 @@ def test_answer_is_the_average_over_prompts(shared: DiffusionBackbone, teacher: 
     questions = torch.tensor([0, 3, 1, 1, 2, 0])
     base, direction = teacher.answer(state, questions)
     contexts = runs.RICH.in_contexts()
-    kept = runs.RICH.preserve or []
+    kept = runs.RICH.preserve
+    assert isinstance(kept, list)
     for row, q in enumerate(questions.tolist()):
         target, positives, negatives = contexts[q] if q < 2 else (kept[q - 2], [], [])
         close(base[row], dense(shared, [target], state, row))
