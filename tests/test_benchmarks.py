@@ -33,7 +33,7 @@ MOOD = Concept("mood", "you are a person", ["be happy"], ["be sad"], ["a dog", "
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Stable Diffusion."""
-    return tiny.save(tiny.stable_diffusion(), tmp_path_factory.mktemp("base") / "sd")
+    return tiny.save(tiny.stable_diffusion(room=64), tmp_path_factory.mktemp("base") / "sd")
 
 
 @pytest.fixture
