@@ -127,27 +127,26 @@ class AbstractBackbone(ABC, nn.Module):
         """The model's prediction ``[n, ...]``, row by row."""
 
     def export(self, folder: Path, edit: Edit | None = None, replace: bool = False) -> Baked:
-        """Write the model, with an edit in its weights, as its own library loads it; the folder appears whole or not.
+        """Write the model as its own library loads it; the folder appears whole or not at all.
 
-        A model that was read from files in safetensors is copied, and nothing but the edited weights changes; of one
-        that was given in memory everything is written anew.
+        With an edit, a model that was read from files in safetensors is copied, and nothing but the edited weights
+        changes.  Without one, and of a model that was given in memory, everything is written anew as it is now.
 
         Args:
             folder: of the new model.
-            edit: of its layers; none writes the model as it was read.
+            edit: of its layers, in its weights.
             replace: what is there already.
 
         Raises:
             SliderError: there is something already, or the model has no place for what the edit makes.
         """
         check_place(folder, folder=True, new=not replace)
-        edit = edit or Translation({})
-        touched = {module.partition(".")[0] for module in edit.modules}
+        touched = {module.partition(".")[0] for module in edit.modules} if edit is not None else set()
         with replacing_folder(folder) as new:
-            if self.origin is not None and all(self._files.get(component) for component in touched):
+            if edit is not None and self.origin is not None and all(self._files.get(part) for part in touched):
                 return write_edited(self.origin, edit, new)
             parameters = set(dict(self.named_parameters()))
-            with baked(self, edit):
+            with baked(self, edit or Translation({})):
                 if grown := set(dict(self.named_parameters())) - parameters:
                     raise SliderError(
                         f"the edit makes {min(grown)!r}, for which a checkpoint of {self.base_model} has no place; "

@@ -118,7 +118,11 @@ class _Part:
 
     def edit(self, module: str, edit: Edit) -> float:
         """Put the edit into one layer; returns what is lost to rounding, relative to the change."""
-        layer, weight, bias = self.model.get_submodule(module), f"{module}.weight", f"{module}.bias"
+        try:
+            layer = self.model.get_submodule(module)
+        except AttributeError:
+            raise SliderError(f"the edit changes '{self.component}.{module}', which this model does not have") from None
+        weight, bias = f"{module}.weight", f"{module}.bias"
         place = next((self.places[n] for n in [weight, *self.shared.get(weight, [])] if n in self.places), None)
         if place is None:
             raise SliderError(
