@@ -151,7 +151,12 @@ class SliderWriter(AbstractProbe):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         stopped = isinstance(exception, KeyboardInterrupt | SystemExit) and trainer.global_step > 0
         if stopped and not self._ended and trainer.is_global_zero and isinstance(pl_module, SliderModule):
-            write_slider(trainer, pl_module)
+            try:
+                pl_module.check_learnt()
+            except SliderError as error:  # the way out is another one already
+                say(f"no slider is written: {error}")
+            else:
+                write_slider(trainer, pl_module)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Where a resumed run had made all its steps before, Lightning trains nothing and ends nothing."""

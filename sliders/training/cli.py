@@ -94,6 +94,7 @@ class SliderCLI(LightningCLI):
         self._given = folder
         self._command = command
         self._folder: RunFolder | None = None
+        self._began: RunConfig | None = None
         self._checkpoint: tuple[Path, dict[str, Any]] | None = None
         with called_here():
             self._parse_and_make(_whole(sys.argv[1:] if args is None else args), **kwargs)
@@ -156,6 +157,14 @@ class SliderCLI(LightningCLI):
             self._folder = self._take()
             self._place(self._folder.path)
             self._get(self.config_init, "checkpoint").dirpath = self.config.checkpoint.dirpath  # is made already
+        try:
+            return self._trainer(kwargs)
+        except BaseException:
+            self._leave()
+            raise
+
+    def _trainer(self, kwargs: dict[str, Any]) -> L.Trainer:
+        """Lightning's, which writes into the run's folder, and the slider before the reports."""
         folder = Path(self.config.trainer.default_root_dir)
         kwargs["default_root_dir"] = str(folder)
         if self.config.trainer.logger is None:
@@ -175,6 +184,13 @@ class SliderCLI(LightningCLI):
         if self._began is not None:  # a dry run has none, and is refused
             self._began.folder = self._folder
         return trainer
+
+    def _leave(self) -> None:
+        """Give the run's folder back, as it was found if the training has not begun."""
+        if self._folder is not None:
+            if self._began is None or not self._began.began:
+                self._folder.undo()
+            self._folder.release()
 
     def _read(self, checkpoint: Path) -> tuple[Path, dict[str, Any]]:
         """The checkpoint to go on from.
@@ -223,10 +239,7 @@ class SliderCLI(LightningCLI):
             raise
         finally:
             stopping.end_steps()
-            if self._folder is not None:
-                if self._began is None or not self._began.began:
-                    self._folder.undo()
-                self._folder.release()
+            self._leave()
         if self._given is None and self.trainer.is_global_zero:
             say(f"run      {self.trainer.default_root_dir}")
 

@@ -137,6 +137,16 @@ class TestStopping:
         assert ended.code == 143
         assert spent(file(tmp_path))["steps"] == 6
 
+    def test_before_anything_was_learnt_there_is_a_checkpoint_and_no_slider(self, here: World, tmp_path: Path) -> None:
+        """A learning rate that warms up from 0 leaves the first step without an effect."""
+        warm = {"class_path": "torch.optim.lr_scheduler.LinearLR", "init_args": {"start_factor": 1e-30}}
+        flags = ["--model.lr_scheduler", json.dumps(warm), *with_callback("signals.SignalAt", step=0)]
+        ended = begin(here, tmp_path, *flags, "--model.optimizer.init_args.lr", 1e-30)
+        assert ended.code == 130
+        assert "no slider is written" in ended.out
+        assert step(last(tmp_path)) == 1
+        assert not file(tmp_path).exists()
+
     def test_handlers_are_what_they_were(self, here: World, tmp_path: Path) -> None:
         before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
         begin(here, tmp_path, *with_callback("signals.SignalAt", step=1))
@@ -396,8 +406,9 @@ class TestFolders:
         assert (tmp_path / "happy" / ".lock").exists()
         assert begin(here, tmp_path, "--trainer.max_steps", 1).out.splitlines()[-1].endswith("happy")
 
-    def test_a_run_that_cannot_begin_leaves_nothing(self, here: World, tmp_path: Path) -> None:
-        assert begin(here, tmp_path, "--model.targets", "[xatn]", "--trainer.logger", "null").code == 1
+    @pytest.mark.parametrize("wrong", [("--model.targets", "[xatn]"), ("--trainer.fast_dev_run", "true")], ids=str)
+    def test_a_run_that_cannot_begin_leaves_nothing(self, here: World, tmp_path: Path, wrong: tuple[str, str]) -> None:
+        assert begin(here, tmp_path, *wrong, "--trainer.logger", "null").code == 1
         assert not list(tmp_path.iterdir())
 
 
