@@ -4,6 +4,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -13,13 +14,14 @@ from torch import Tensor, nn
 from sliders.algebra.edit import Edit, Translation
 from sliders.algebra.slider import Slider
 from sliders.attach import baked, base_tensors, editable_modules, select_modules
-from sliders.backbones.fingerprint import hash_files, hash_named, hash_tensors
+from sliders.backbones.fingerprint import hash_files, hash_named, hash_tensors, state_of
 from sliders.backbones.placement import Placement, Precision
 from sliders.batch import TensorBatch
 from sliders.errors import SliderError
 from sliders.files import check_place, replacing_folder
 from sliders.formats import diffusers
 from sliders.formats.baking import Baked, write_edited
+from sliders.formats.stored import places
 
 Predictor = Callable[[TensorBatch], Tensor]
 """From a state to the prediction for it."""
@@ -76,14 +78,21 @@ class AbstractBackbone(ABC, nn.Module):
     def base_model(self) -> str:
         """The name or folder of the model, as the user gave it."""
 
-    def _remember(self, files: Mapping[str, Sequence[Path]] | None = None) -> None:
+    def _remember(self, origin: Path | None = None, files: Mapping[str, Sequence[Path]] | None = None) -> None:
         """Note that the model is in memory now, as it was given or as it was read.
 
         Args:
-            files: those that each was read from; without, the weights in memory are what counts.
+            origin: the folder that it was read from; without, the weights in memory are what counts.
+            files: those in safetensors that each component was read from.
         """
+        self.origin = origin
         self._hashes: dict[str, str] = {}
-        self._files = dict(files or {})
+        self._files = {name: (there, state_of(there)) for name, there in (files or {}).items() if there}
+
+    def _unchanged(self, component: str) -> Sequence[Path]:
+        """The files that a component was read from, if they are still what they were."""
+        files, state = self._files.get(component, ((), None))
+        return files if state is not None and state_of(files) == state else ()
 
     def fingerprint(self, components: Iterable[str] | None = None) -> str:
         """Hashes of the weights of components (all unless given), as ``unet=...,vae=...``.
@@ -94,21 +103,28 @@ class AbstractBackbone(ABC, nn.Module):
         parts = dict(self.named_children())
         for name in (wanted := sorted(parts if components is None else set(components))):
             if name not in self._hashes:
-                files, own = self._files.get(name), (tensor for _, tensor in base_tensors(parts[name]))
+                files, own = self._unchanged(name), (tensor for _, tensor in base_tensors(parts[name]))
                 self._hashes[name] = hash_files(files) if files else hash_tensors(own)
         return ",".join(f"{name}={self._hashes[name]}" for name in wanted)
 
     def old_fingerprint(self) -> str:
-        """What sliders of earlier versions say of their base: a hash of all weights at once, as they are in float32."""
+        """What sliders of earlier versions say of their base: a hash of all weights at once, as float32 holds them.
+
+        They are the stored ones where there are files, whatever precision they were read in.
+        """
         parts = dict(self.named_children())
         alone = len(parts) == 1  # a language model's were named without their component
-        return hash_named(
-            {
-                key if alone else f"{component}.{key}": tensor
-                for component, part in parts.items()
-                for key, tensor in base_tensors(part)
-            }
-        )
+        tensors: dict[str, Callable[[], Tensor]] = {}
+        for component, part in parts.items():
+            own = dict(base_tensors(part))
+            stored = places(part, self._unchanged(component), own)
+            first = {
+                tensor.data_ptr(): stored[key] for key, tensor in own.items() if key in stored
+            }  # also of tied ones
+            for key, tensor in own.items():
+                place = stored.get(key) or first.get(tensor.data_ptr())
+                tensors[key if alone else f"{component}.{key}"] = place.read if place else partial(_given, tensor)
+        return hash_named(tensors)
 
     @abstractmethod
     def target_groups(self) -> dict[str, TargetGroup]:
@@ -143,8 +159,8 @@ class AbstractBackbone(ABC, nn.Module):
         check_place(folder, folder=True, new=not replace)
         touched = {module.partition(".")[0] for module in edit.modules} if edit is not None else set()
         with replacing_folder(folder) as new:
-            if edit is not None and self.origin is not None and all(self._files.get(part) for part in touched):
-                return write_edited(self.origin, edit, new)
+            if edit is not None and self.origin is not None and all(self._unchanged(part) for part in touched):
+                return write_edited(self._whole(), edit, new)
             parameters = set(dict(self.named_parameters()))
             with baked(self, edit or Translation({})):
                 if grown := set(dict(self.named_parameters())) - parameters:
@@ -154,6 +170,11 @@ class AbstractBackbone(ABC, nn.Module):
                     )
                 self.write(new)
         return Baked()
+
+    def _whole(self) -> Path:
+        """The folder that the model was read from, with all that belongs to it."""
+        assert self.origin is not None
+        return self.origin
 
     @abstractmethod
     def write(self, folder: Path) -> None:
@@ -227,6 +248,10 @@ class AbstractBackbone(ABC, nn.Module):
             found = select_modules(self, group.include, names)
             chosen.update(name for name in found if not any(re.search(pattern, name) for pattern in group.exclude))
         return [name for name in names if name in chosen]
+
+
+def _given(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 class DiffusionBackbone(AbstractBackbone):

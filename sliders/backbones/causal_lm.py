@@ -169,7 +169,6 @@ class CausalLMBackbone(AbstractBackbone):
         self.tokenizer: Any = None
         self._able = Abilities(frozenset())
         self._network: Any = None  # what log-probabilities run: the model, or its compiled forward
-        self._read: dict[str, list[Path]] = {}  # the files of each component, where it was read from files
 
     # The model
 
@@ -197,9 +196,9 @@ class CausalLMBackbone(AbstractBackbone):
             raise SliderError(f"cannot load the tokenizer of {folder}: {one_line(error)}") from error
         which = {"revision": self.revision, "variant": self.variant}
         lm = load_model(AutoModelForCausalLM, folder, dtype=self._dtype(device, Path(folder)), **which)
-        self.origin = self._folder(folder)
-        self._read = {"lm": weights(self.origin, self.variant)}
         self.use(lm.to(device), tokenizer)
+        origin = self._folder(folder)
+        self._remember(origin, {"lm": weights(origin, self.variant)})
 
     def _folder(self, place: str) -> Path:
         """Where its files are, also those that the hub's model was just read from."""
@@ -236,7 +235,7 @@ class CausalLMBackbone(AbstractBackbone):
                 raise SliderError(f"backbone.{field} is {list(layers)}; {self.model} has {first} to {last + first}")
         self.lm, self.tokenizer, self._able = lm, tokenizer, able
         object.__setattr__(self, "_network", torch.compile(lm.forward) if self.compiled else lm)  # no second submodule
-        self._remember(self._read)
+        self._remember()
         self.requires_grad_(False).eval()
 
     def target_groups(self) -> dict[str, TargetGroup]:

@@ -7,7 +7,7 @@ kept in the user's cache, so that a model is hashed once.
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -17,19 +17,18 @@ from torch import Tensor
 from sliders.fetch import cache_folder
 from sliders.files import write_text
 
-_FIRST = 1024
+_FIRST, _BLOCK = 1024, 1 << 16
 
 
 def _narrowed(tensor: Tensor) -> Tensor:
     """The same numbers in half precision, if it can hold them."""
-    glance = tensor.flatten()[:_FIRST]
+    flat = tensor.flatten()
+    blocks = (flat[:_FIRST], *flat.split(_BLOCK))  # most others are told by their first numbers
     for dtype in (torch.float16, torch.bfloat16):
         if tensor.dtype == dtype:
             return tensor
-        if torch.equal(glance.to(dtype).to(tensor.dtype), glance):  # most others are told by their first numbers
-            half = tensor.to(dtype)
-            if torch.equal(half.to(tensor.dtype), tensor):
-                return half
+        if all(torch.equal(block.to(dtype).to(tensor.dtype), block) for block in blocks):
+            return tensor.to(dtype)
     return tensor
 
 
@@ -51,12 +50,12 @@ def hash_tensors(tensors: Iterable[Tensor]) -> str:
     return hashlib.sha256(b"".join(sorted(digests))).hexdigest()[:32]
 
 
-def hash_named(tensors: Mapping[str, Tensor]) -> str:
-    """Names and numbers in float32, as earlier versions hashed all of a model at once."""
+def hash_named(tensors: Mapping[str, Callable[[], Tensor]]) -> str:
+    """Names and numbers in float32, as earlier versions hashed all of a model at once; each is read in its turn."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
+    for name, read in sorted(tensors.items(), key=lambda one: one[0]):
         digest.update(name.encode())
-        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        digest.update(read().detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:32]
 
 
@@ -67,10 +66,21 @@ def _stored(files: Sequence[Path]) -> Iterator[Tensor]:
                 yield opened.get_tensor(key)
 
 
+State = tuple[tuple[str, int, int], ...]
+"""Where files are, how large they are and when they were written."""
+
+
+def state_of(files: Sequence[Path]) -> State | None:
+    """By which files are known to be what they were; None where one is not there."""
+    try:
+        return tuple((str(file.resolve()), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files)
+    except OSError:
+        return None
+
+
 def hash_files(files: Sequence[Path]) -> str:
     """`hash_tensors` of what files in safetensors hold, which is computed once for as long as they do not change."""
-    seen = [(str(file.resolve()), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
-    key = hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:32]
+    key = hashlib.sha256(json.dumps(state_of(files)).encode()).hexdigest()[:32]
     kept = cache_folder() / "fingerprints" / key
     with contextlib.suppress(OSError, UnicodeDecodeError):
         if len(known := kept.read_text(encoding="utf-8")) == 32:

@@ -1,5 +1,6 @@
 """Latent diffusion models with a UNet: Stable Diffusion 1.x and 2.x, noise or v prediction."""
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,6 +16,7 @@ from sliders.backbones.placement import Placement, Precision, weights
 from sliders.backbones.vocabulary import check_vocabulary
 from sliders.batch import TensorBatch, rows_of
 from sliders.errors import SliderError
+from sliders.files import read_json
 from sliders.paths import Source
 from sliders.reading import warn_unread
 from sliders.shipped import MODELS, model_folder
@@ -59,7 +61,6 @@ class UNetBackbone(DiffusionBackbone):
         self.channels_last, self.checkpointing, self.compiled = channels_last, checkpointing, compile
         self.pipeline: Any = None
         self.scheduler: Any = None
-        self._read: dict[str, list[Path]] = {}  # the files of each component, where it was read from files
 
     @property
     def base_model(self) -> str:
@@ -80,15 +81,15 @@ class UNetBackbone(DiffusionBackbone):
             config: Any = DiffusionPipeline.load_config(folder)
             if name := self.scheduler_name or config.get("scheduler", (None, None))[1]:
                 schedulers.check(name, self.model)
-            self.origin = folder
             parts = [folder / name for name in ("unet", "vae", *self.encoders)]
-            self._read = {part.name: weights(part, self.variant, parts) for part in parts}
-            dtype = self.placement.precision(device, self._read["unet"])
+            files = {part.name: weights(part, self.variant, parts) for part in parts}
+            dtype = self.placement.precision(device, files["unet"])
             precisions = {"default": dtype, "vae": torch.float32 if dtype == torch.float16 else dtype}
         except (OSError, ValueError) as error:
             raise SliderError(f"cannot load the base model {self.model}: {one_line(error)}") from error
         pipeline = load_pipeline(folder, self._unused(), dtype=precisions, variant=self.variant)
         self.use(pipeline.to(device) if device.type != "cpu" else pipeline)
+        self._remember(folder, files)
 
     def _folder(self, place: str) -> Path:
         """Of the pipeline, which is fetched if it is the hub's."""
@@ -128,7 +129,7 @@ class UNetBackbone(DiffusionBackbone):
         self.unet, self.vae = pipeline.unet, pipeline.vae
         for name in self.encoders:
             setattr(self, name, getattr(pipeline, name))
-        self._remember(self._read)
+        self._remember()
         if self.channels_last:
             self.unet.to(memory_format=torch.channels_last)
             self.vae.to(memory_format=torch.channels_last)
@@ -241,3 +242,16 @@ class UNetBackbone(DiffusionBackbone):
 
     def write(self, folder: Path) -> None:
         self.pipeline.save_pretrained(folder)
+        for name in self.encoders:
+            # transformers would read them as they are stored and diffusers the rest in float32: they must come up alike
+            config = folder / name / "config.json"
+            config.write_text(json.dumps({**read_json(config), "dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
+
+    def _whole(self) -> Path:
+        place = model_folder(self.model)
+        if Path(place).exists():
+            return super()._whole()
+        try:  # the hub's, of which no more was fetched than is run here
+            return Path(DiffusionPipeline.download(place, revision=self.revision, variant=self.variant))
+        except (OSError, ValueError) as error:
+            raise SliderError(f"cannot fetch all parts of {self.model} to copy it: {one_line(error)}") from error

@@ -75,12 +75,14 @@ def write_edited(origin: Path, edit: Edit, out: Path) -> Baked:
     models = skeletons(origin) if parts else {}
     rewritten: dict[Path, dict[str, Tensor]] = {}
     untied: list[Path] = []
+    used: set[Path] = set()
     for component, modules in parts.items():
         model = models.get(component)
         if model is None:
             raise SliderError(f"{origin} holds no {component!r} that diffusers or transformers know")
         for files in variants(folders[component]):
             part = _Part(component, model, files)
+            used |= set(files)
             for module in modules:
                 name = f"{component}.{module}"
                 made.lost[name] = max(made.lost.get(name, 0.0), part.edit(module, edit))
@@ -92,7 +94,7 @@ def write_edited(origin: Path, edit: Edit, out: Path) -> Baked:
         name = file.relative_to(origin)
         if any(piece.startswith(".") for piece in name.parts):
             continue
-        if _is_unedited(file, set(folders.values()), origin if pipeline else None):
+        if _is_unedited(file, set(folders.values()), used, origin, pipeline):
             made.left_out.append(str(name))
             continue
         (out / name).parent.mkdir(parents=True, exist_ok=True)
@@ -142,6 +144,12 @@ class _Part:
                 )
             self._put(own, own.key, shift.to(own.read().dtype))
         rounded = as_edited(layer, after).to(stored.dtype)
+        if not rounded.isfinite().all():
+            raise SliderError(
+                f"the edit makes numbers in {self.component}.{weight} that {str(stored.dtype)[6:]}, in which "
+                f"{place.file} is stored, has no place for; turn the dial less far, or bake into a model in "
+                "float32"
+            )
         if weight in self.shared:
             self._split(weight, place, stored, rounded)
         else:
@@ -160,11 +168,15 @@ class _Part:
             self._put(has or place, has.key if has else name, edited if name == weight else stored.clone())
 
 
-def _is_unedited(file: Path, edited: set[Path], pipeline: Path | None) -> bool:
-    """Whether a file holds weights as they were: of an edited component in another format, or of a whole pipeline."""
-    if file.parent in edited and file.suffix in _OTHER_WEIGHTS:
-        return file.name != "training_args.bin"
-    return bool(edited) and file.parent == pipeline and file.suffix in (*_OTHER_WEIGHTS, ".safetensors")
+def _is_unedited(file: Path, edited: set[Path], used: set[Path], origin: Path, pipeline: bool) -> bool:
+    """Whether a file holds weights as they were, which are now another model's: in another format or by another name.
+
+    Of a pipeline these lie beside an edited component's files or in the pipeline's own folder; of a language model
+    anywhere, such as in ``original/``.
+    """
+    near = file.parent in edited or file.parent == origin if pipeline else bool(edited)
+    weights = file.suffix in (*_OTHER_WEIGHTS, ".safetensors") and file.name != "training_args.bin"
+    return bool(edited) and near and weights and file not in used
 
 
 def _rewrite(file: Path, tensors: Mapping[str, Tensor], out: Path) -> None:

@@ -1,6 +1,7 @@
 """Which base a slider was made for: by the components that it is on, and by their content alone."""
 
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -121,6 +122,43 @@ class TestComponents:
         check_base(slider(base_fingerprint=model.old_fingerprint()), model)
         with pytest.raises(SliderError, match="any_base"):
             check_base(slider(base_fingerprint="0" * 32), model)
+
+    def test_they_are_compared_with_what_is_stored_in_whatever_precision_it_is_read(self, tmp_path: Path) -> None:
+        tiny.save(tiny.stable_diffusion(), tmp_path)
+        full, low = UNetBackbone(str(tmp_path)), UNetBackbone(str(tmp_path), dtype="bfloat16")
+        full.load()
+        low.load()
+        in_memory = UNetBackbone("memory")
+        in_memory.use(tiny.stable_diffusion())
+        assert low.old_fingerprint() == full.old_fingerprint() == in_memory.old_fingerprint()
+        low._remember()  # the control: what is in memory was rounded
+        assert low.old_fingerprint() != full.old_fingerprint()
+
+    def test_files_that_have_changed_since_are_not_the_model(self, tmp_path: Path) -> None:
+        tiny.save(tiny.stable_diffusion(), tmp_path)
+        model = UNetBackbone(str(tmp_path))
+        model.load()
+        file = next((tmp_path / "unet").glob("*.safetensors"))
+        state = load_file(file)
+        save_file({key: tensor + 1 for key, tensor in state.items()}, file)
+        fresh = UNetBackbone("fresh")
+        fresh.use(tiny.stable_diffusion())
+        assert model.fingerprint() == fresh.fingerprint()
+        shutil.rmtree(tmp_path)
+        model._hashes.clear()
+        assert model.fingerprint() == fresh.fingerprint()
+
+    def test_a_model_that_is_given_after_another_was_read_is_the_one_that_counts(self, tmp_path: Path) -> None:
+        tiny.save(tiny.stable_diffusion(), tmp_path / "base")
+        model = UNetBackbone(str(tmp_path / "base"))
+        model.load()
+        before, other = model.fingerprint(), tiny.stable_diffusion()
+        other.unet.conv_in.weight.data += 1
+        model.use(other)
+        assert model.fingerprint() != before
+        model.export(tmp_path / "new")
+        written = load_file(next((tmp_path / "new" / "unet").glob("*.safetensors")))
+        assert torch.equal(written["conv_in.weight"], other.unet.conv_in.weight)
 
     def test_what_is_on_the_model_now_is_not_its_fingerprint(self, model: UNetBackbone) -> None:
         fresh = UNetBackbone("fresh")

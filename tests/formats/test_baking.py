@@ -209,3 +209,58 @@ def test_a_file_is_never_half_written(tmp_path: Path, monkeypatch: pytest.Monkey
         model.export(tmp_path / "baked", change(model, model.select_targets(["attention"])[:1]))
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
     save_file({}, tmp_path / "control.safetensors")
+
+
+def test_numbers_that_the_files_precision_has_no_place_for(tmp_path: Path) -> None:
+    model = language(tmp_path / "base", "llama")
+    names = model.select_targets(["attention"])[:1]
+    with pytest.raises(SliderError, match=r"float16, in which .*model\.safetensors is stored"):
+        model.export(tmp_path / "new", change(model, names, 1e6))
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]
+
+
+def test_a_language_models_other_weights_are_left_out_wherever_they_lie(tmp_path: Path) -> None:
+    model = language(tmp_path / "base", "llama")
+    for name in ("consolidated.safetensors", "original/consolidated.00.pth", "onnx/model.onnx", "assets/note.txt"):
+        (tmp_path / "base" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "base" / name).write_bytes(b"old")
+    made = model.export(tmp_path / "new", change(model, model.select_targets(["attention"])[:1]))
+    assert made.left_out == ["consolidated.safetensors", "onnx/model.onnx", "original/consolidated.00.pth"]
+    assert (tmp_path / "new" / "assets" / "note.txt").read_bytes() == b"old"
+    assert model.export(tmp_path / "same").left_out == []  # nothing is edited
+
+
+def test_what_was_not_fetched_of_a_hub_model_is_fetched_to_be_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The safety checker is not run here, but the index of the pipeline names it."""
+    pictures(tmp_path / "part")
+    (tmp_path / "part").rename(tmp_path / "whole")
+    pictures(tmp_path / "part")
+    (tmp_path / "whole" / "safety_checker").mkdir()
+    (tmp_path / "whole" / "safety_checker" / "model.safetensors").write_bytes(b"checker")
+    asked: list[dict[str, Any]] = []
+
+    def download(place: str, **how: Any) -> str:
+        asked.append(how)
+        return str(tmp_path / ("part" if "safety_checker" in how else "whole"))
+
+    monkeypatch.setattr(DiffusionPipeline, "download", download)
+    model = UNetBackbone("somebody/diffusion", revision="main")
+    model.load()
+    assert asked[0]["safety_checker"] is None
+    model.export(tmp_path / "new", change(model, ["unet.conv_in"]))
+    assert (tmp_path / "new" / "safety_checker" / "model.safetensors").read_bytes() == b"checker"
+    assert asked[1]["revision"] == "main"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_written_pipeline_comes_up_in_one_precision(dtype: torch.dtype, tmp_path: Path) -> None:
+    model = UNetBackbone("memory")
+    model.use(tiny.stable_diffusion().to(dtype))
+    model.export(tmp_path / "new", change(model, ["unet.conv_in"]))
+    pipeline: Any = DiffusionPipeline.from_pretrained(tmp_path / "new")
+    assert pipeline.unet.dtype == pipeline.text_encoder.dtype == torch.float32
+    pipeline("a person", num_inference_steps=1, output_type="np")
+    model.pipeline.save_pretrained(tmp_path / "plain")  # the control: as the library writes it
+    assert DiffusionPipeline.from_pretrained(tmp_path / "plain").text_encoder.dtype == dtype
