@@ -36,6 +36,7 @@ _HARMLESS = re.compile(
             r"You have disabled the safety checker",  # of which no part is loaded
             r"generation flags are not valid",  # and are not used
             r"`?torch_dtype`? is deprecated",
+            r"requires torchvision \(not installed\)",  # to read pictures, which nothing here does
             r"Token indices sequence length is longer",  # texts are cut, or refused, by the backbone, which says so
             r"part of your input was truncated",
         )
