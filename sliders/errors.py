@@ -12,6 +12,11 @@ class SliderWarning(UserWarning):
     """Something is done, though not with all of what was given; the message names what is left out."""
 
 
+def one_line(error: object) -> str:
+    """What a library says, which may be many lines, as one; an error that says nothing is called by its class."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def check_at_least_1(where: str, holder: object, *fields: str) -> None:
     """Of settings, which may be None.
 

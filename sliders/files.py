@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from sliders.errors import SliderError
+from sliders.errors import SliderError, one_line
 
 _WIDE_MARKS = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
@@ -132,7 +132,7 @@ def read_yaml(file: Path, what: str = "file") -> Any:
     try:
         return yaml.safe_load(read_text(file, what))
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none is a ValueError
-        raise SliderError(f"cannot read the {what} {file}: it is not YAML: {_one_line(error)}") from error
+        raise SliderError(f"cannot read the {what} {file}: it is not YAML: {one_line(error)}") from error
 
 
 def read_json(file: Path, what: str = "file") -> Any:
@@ -144,8 +144,4 @@ def read_json(file: Path, what: str = "file") -> Any:
     try:
         return json.loads(read_text(file, what))
     except (ValueError, RecursionError) as error:
-        raise SliderError(f"cannot read the {what} {file}: it is not JSON: {_one_line(error)}") from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+        raise SliderError(f"cannot read the {what} {file}: it is not JSON: {one_line(error)}") from error

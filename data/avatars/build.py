@@ -163,6 +163,7 @@ def export(folder: Path = MODEL) -> None:
     from transformers import CLIPTokenizer
 
     from data.avatars.diffusion import DiffusionModule
+    from sliders.backbones.loading import save_pipeline
 
     tokenizer = CLIPTokenizer.from_pretrained(CACHE / "text" / "tokenizer")
     module = DiffusionModule(tokenizer)
@@ -180,10 +181,7 @@ def export(folder: Path = MODEL) -> None:
         feature_extractor=None,  # pyright: ignore[reportArgumentType]
         requires_safety_checker=False,
     )
-    pipeline.to(torch.float16).save_pretrained(folder)
-    # transformers would read it as it is stored and diffusers its parts in float32: they must come up in one precision
-    config = folder / "text_encoder" / "config.json"
-    config.write_text(config.read_text(encoding="utf-8").replace('"dtype": "float16"', '"dtype": "float32"'), "utf-8")
+    save_pipeline(pipeline.to(torch.float16), folder, ["text_encoder"])
     print(f"step {checkpoint['global_step']} -> {folder}")
 
 

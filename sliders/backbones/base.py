@@ -118,11 +118,9 @@ class AbstractBackbone(ABC, nn.Module):
         for component, part in parts.items():
             own = dict(base_tensors(part))
             stored = places(part, self._unchanged(component), own)
-            first = {
-                tensor.data_ptr(): stored[key] for key, tensor in own.items() if key in stored
-            }  # also of tied ones
+            shared = {tensor.data_ptr(): stored[key] for key, tensor in own.items() if key in stored}  # by tied ones
             for key, tensor in own.items():
-                place = stored.get(key) or first.get(tensor.data_ptr())
+                place = stored.get(key) or shared.get(tensor.data_ptr())
                 tensors[key if alone else f"{component}.{key}"] = place.read if place else partial(_given, tensor)
         return hash_named(tensors)
 

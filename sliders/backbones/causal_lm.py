@@ -16,13 +16,13 @@ from transformers.utils import cached_file
 from sliders.algebra.slider import Slider
 from sliders.attach import editable_modules
 from sliders.backbones.base import AbstractBackbone, TargetGroup
-from sliders.backbones.loading import load_model, one_line
+from sliders.backbones.loading import load_model
 from sliders.backbones.placement import Placement, Precision, weights
 from sliders.backbones.trial import Abilities, accepted, positions, try_out
 from sliders.backbones.vocabulary import check_template, check_vocabulary
 from sliders.batch import TensorBatch, join, rows_of, take
 from sliders.concept import BETWEEN
-from sliders.errors import SliderError
+from sliders.errors import SliderError, one_line
 from sliders.fetch import FETCHED, fetch
 from sliders.formats import peft
 from sliders.losses.erasure import plausible, steer

@@ -4,22 +4,19 @@ The libraries fill what a file lacks with random numbers, leave out what they do
 most.  Here both are errors.  What a library itself declares to be of no matter (tied weights, old buffers) stays so.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from diffusers import DiffusionPipeline, ModelMixin
 from safetensors import SafetensorError
 
-from sliders.errors import SliderError
+from sliders.errors import SliderError, one_line
+from sliders.files import read_json
 from sliders.formats.skeleton import model_class
 
 _SHOWN = 3
-
-
-def one_line(error: object) -> str:
-    """What a library says, which may be many lines, as one."""
-    return " ".join(str(error).split())
 
 
 def check_weights(found: Mapping[str, Any], place: object) -> None:
@@ -89,6 +86,22 @@ def load_pipeline(folder: Path, without: Mapping[str, Any], dtype: Mapping[str, 
         return DiffusionPipeline.from_pretrained(folder, **parts, **without, dtype=dtype, variant=variant)
     except (OSError, ValueError, ImportError) as error:
         raise SliderError(f"cannot load the base model {folder}: {one_line(error)}") from error
+
+
+def save_pipeline(pipeline: Any, folder: Path, encoders: Sequence[str]) -> None:
+    """Write a diffusers pipeline, in any precision, so that it comes up in one however it is opened.
+
+    transformers would read its encoders as they are stored, and diffusers the rest in float32.
+
+    Args:
+        pipeline: of diffusers.
+        folder: where it is written.
+        encoders: its parts that are of transformers.
+    """
+    pipeline.save_pretrained(folder)
+    for name in encoders:
+        config = folder / name / "config.json"
+        config.write_text(json.dumps({**read_json(config), "dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
 
 
 def _variant_of(folder: Path, variant: str | None) -> str | None:

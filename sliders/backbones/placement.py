@@ -10,10 +10,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from sliders.errors import SliderError
+from sliders.formats.stored import variants
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
-_VARIANT = re.compile(r"\.(?P<variant>[a-z]\w*?)(-\d+-of-\d+)?\.safetensors$")
 _STORED = {"F32": torch.float32, "F64": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
@@ -119,15 +119,6 @@ def stored(file: Path) -> torch.dtype:
     return _STORED[most]
 
 
-def _by_variant(folder: Path) -> dict[str | None, list[Path]]:
-    """A folder's files of safetensors, the ordinary ones under None."""
-    files: dict[str | None, list[Path]] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        found = _VARIANT.search(file.name)
-        files.setdefault(found["variant"] if found else None, []).append(file)
-    return files
-
-
 def weights(folder: Path, variant: str | None, beside: Iterable[Path] = ()) -> list[Path]:
     """A model's files of safetensors in its folder, those of a variant (such as ``fp16``) or the ordinary ones.
 
@@ -139,13 +130,13 @@ def weights(folder: Path, variant: str | None, beside: Iterable[Path] = ()) -> l
     Raises:
         SliderError: there are others, but not these; it says which.
     """
-    files = _by_variant(folder)
+    files = variants(folder)
     if not files or variant in files or (variant is None and any(folder.glob("*.bin"))):
         return files.get(variant, [])
     others = [name for name in files if name]
     if variant is None:
         raise SliderError(f"{folder} holds only the variant {' and '.join(others)}; give variant: {others[0]}")
-    if None in files and any(variant in _by_variant(other) for other in beside):
+    if None in files and any(variant in variants(other) for other in beside):
         return files[None]
     known = f"it has {' and '.join(others)}: give variant: {others[0]}" if others else "leave variant out"
     raise SliderError(f"{folder} has no variant {variant}; {known}")

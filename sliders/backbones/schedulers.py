@@ -8,7 +8,7 @@ import diffusers
 import torch
 from diffusers import DDIMScheduler, PNDMScheduler
 
-from sliders.errors import SliderError
+from sliders.errors import SliderError, one_line
 
 EXACT = (
     "DDIMScheduler",
@@ -104,8 +104,7 @@ def _try(scheduler: Any, model: str) -> None:
             trial.scale_model_input(latents, t)
             latents = trial.step(latents, t, latents, **added).prev_sample
     except (NotImplementedError, ValueError) as error:
-        said = " ".join(str(error).split())
-        raise SliderError(f"the {name} of {model} cannot make a step as it is set up: {said}") from error
+        raise SliderError(f"the {name} of {model} cannot make a step as it is set up: {one_line(error)}") from error
     if not latents.isfinite().all():
         raise SliderError(
             f"the {name} of {model} divides by 0 as it is set up (rescale_betas_zero_snr needs another prediction_type "
@@ -141,8 +140,7 @@ def begin(scheduler: Any, steps: int, device: torch.device) -> Any:
     try:
         fresh.set_timesteps(steps, device=device)
     except (ValueError, IndexError) as error:
-        said = " ".join(str(error).split())
-        raise SliderError(f"{type(scheduler).__name__} cannot make {steps} steps: {said}") from error
+        raise SliderError(f"{type(scheduler).__name__} cannot make {steps} steps: {one_line(error)}") from error
     return fresh
 
 

@@ -1,6 +1,5 @@
 """Latent diffusion models with a UNet: Stable Diffusion 1.x and 2.x, noise or v prediction."""
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,12 +10,11 @@ from torch import Tensor
 
 from sliders.backbones import schedulers
 from sliders.backbones.base import DiffusionBackbone, Predictor, TargetGroup
-from sliders.backbones.loading import load_pipeline, one_line
+from sliders.backbones.loading import load_pipeline, save_pipeline
 from sliders.backbones.placement import Placement, Precision, weights
 from sliders.backbones.vocabulary import check_vocabulary
 from sliders.batch import TensorBatch, rows_of
-from sliders.errors import SliderError
-from sliders.files import read_json
+from sliders.errors import SliderError, one_line
 from sliders.paths import Source
 from sliders.reading import warn_unread
 from sliders.shipped import MODELS, model_folder
@@ -241,11 +239,7 @@ class UNetBackbone(DiffusionBackbone):
         return torch.cat([self.vae.decode(x).sample for x in latents.split(32)]).clamp(-1, 1)
 
     def write(self, folder: Path) -> None:
-        self.pipeline.save_pretrained(folder)
-        for name in self.encoders:
-            # transformers would read them as they are stored and diffusers the rest in float32: they must come up alike
-            config = folder / name / "config.json"
-            config.write_text(json.dumps({**read_json(config), "dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
+        save_pipeline(self.pipeline, folder, self.encoders)
 
     def _whole(self) -> Path:
         place = model_folder(self.model)

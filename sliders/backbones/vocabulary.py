@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sliders.errors import SliderError
+from sliders.errors import SliderError, one_line
 
 
 def check_vocabulary(tokenizer: Any, model: Any, called: str) -> None:
@@ -38,7 +38,7 @@ def check_template(tokenizer: Any, called: str) -> None:
     try:
         tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False, add_generation_prompt=True)
     except Exception as error:  # jinja's own kinds, and whatever a template does to its values
-        said = " ".join(f"{type(error).__name__}: {error}".split())
+        said = one_line(f"{type(error).__name__}: {error}")
         raise SliderError(
             f"the chat template of {called} (tokenizer_config.json or chat_template.jinja) is broken: {said}; mend it, "
             "or set chat to false for prompts without a template"

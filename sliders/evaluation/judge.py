@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sliders.errors import SliderError
+from sliders.errors import SliderError, one_line
 from sliders.files import replacing
 from sliders.shipped import JUDGES, judge_file
 
@@ -89,5 +89,5 @@ class AttributeJudge(nn.Module):
             made = cls(json.loads(metadata["values"]), int(metadata["width"]))
             made.load_state_dict(state)
         except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-            raise SliderError(f"{file} is not a judge's file: {' '.join(str(error).split())}") from error
+            raise SliderError(f"{file} is not a judge's file: {one_line(error)}") from error
         return made.eval().requires_grad_(False)

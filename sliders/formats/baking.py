@@ -80,7 +80,7 @@ def write_edited(origin: Path, edit: Edit, out: Path) -> Baked:
         model = models.get(component)
         if model is None:
             raise SliderError(f"{origin} holds no {component!r} that diffusers or transformers know")
-        for files in variants(folders[component]):
+        for files in variants(folders[component]).values():
             part = _Part(component, model, files)
             used |= set(files)
             for module in modules:
@@ -190,11 +190,10 @@ def _index_new(rewritten: Mapping[Path, Mapping[str, Tensor]], origin: Path, out
     """Name what was added to a shard in its index."""
     for file, tensors in rewritten.items():
         for index in file.parent.glob("*.safetensors.index*.json"):
-            said = read_json(index)
+            target = out / index.relative_to(origin)  # which may name more already than the one it was copied from
+            said = read_json(target)
             if file.name not in said["weight_map"].values():
                 continue
-            target = out / index.relative_to(origin)
-            said = read_json(target)
             new = {key: tensor for key, tensor in tensors.items() if key not in said["weight_map"]}
             said["weight_map"] |= dict.fromkeys(new, file.name)
             if "total_size" in said.get("metadata", {}):

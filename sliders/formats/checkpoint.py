@@ -13,7 +13,7 @@ from sliders.algebra.change import Change, between
 from sliders.dials import as_edited
 from sliders.errors import SliderError
 from sliders.formats.skeleton import INDEX, skeletons
-from sliders.formats.stored import Place, all_places, weight_files
+from sliders.formats.stored import Place, all_places, variants
 
 _CONFIG = "config.json"
 
@@ -37,7 +37,7 @@ class Checkpoint:
         self.folder = folder
         self.pictures = (folder / INDEX).is_file()
         parts = {name: folder / name for name in _folders(folder)} if self.pictures else {"lm": folder}
-        files = {name: found for name, part in parts.items() if (found := weight_files(part))}
+        files = {name: found for name, part in parts.items() if (found := variants(part).get(None))}
         if not files:
             raise SliderError(f"{folder} holds no model in safetensors; only these are read")
         self._models = skeletons(folder)

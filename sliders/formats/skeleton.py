@@ -10,7 +10,7 @@ from diffusers import ModelMixin
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from sliders.errors import SliderError
+from sliders.errors import SliderError, one_line
 
 INDEX = "model_index.json"
 
@@ -31,7 +31,7 @@ def skeletons(folder: Path) -> dict[str, nn.Module | None]:
         kinds = {name: kind for name, kind in said.items() if isinstance(kind, list) and (folder / name).is_dir()}
         return {name: _part(folder / name, *kind) for name, kind in kinds.items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
-        raise SliderError(f"{folder} does not say which model it holds: {' '.join(str(error).split())}") from error
+        raise SliderError(f"{folder} does not say which model it holds: {one_line(error)}") from error
 
 
 def model_class(library: str | None, name: str | None) -> Any:

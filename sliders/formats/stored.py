@@ -21,22 +21,8 @@ from transformers.utils.loading_report import LoadStateDictInfo
 from sliders.errors import SliderError
 
 _STEMS = ("model", "diffusion_pytorch_model")
-
-
-def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
-    """The files of safetensors that the libraries read in a model's folder; those without variant if it has no such.
-
-    Raises:
-        SliderError: an index is malformed or names files that are not there.
-    """
-    tag = f".{variant}" if variant else ""
-    for stem in _STEMS:
-        single, index = folder / f"{stem}{tag}.safetensors", folder / f"{stem}.safetensors.index{tag}.json"
-        if single.is_file():
-            return [single]
-        if index.is_file():
-            return sharded(index)
-    return weight_files(folder) if variant else []
+_SINGLE = re.compile(r"((?P<variant>(?!.*-of-).+)\.)?safetensors")
+_INDEX = re.compile(r"safetensors\.index(\.(?P<variant>.+))?\.json")
 
 
 def sharded(index: Path) -> list[Path]:
@@ -55,17 +41,20 @@ def sharded(index: Path) -> list[Path]:
     return files
 
 
-def variants(folder: Path) -> list[list[Path]]:
-    """The files of every variant of a model in its folder."""
-    tags = {"": weight_files(folder)}
-    for stem in _STEMS:
-        for file in sorted(folder.glob(f"{stem}.*.safetensors")):
-            tag = file.name.removeprefix(f"{stem}.").removesuffix(".safetensors")
-            if "-of-" not in tag:
-                tags[tag] = [file]
-        for index in sorted(folder.glob(f"{stem}.safetensors.index.*.json")):
-            tags[index.name.removeprefix(f"{stem}.safetensors.index.").removesuffix(".json")] = sharded(index)
-    return [files for files in tags.values() if files]
+def variants(folder: Path) -> dict[str | None, list[Path]]:
+    """The files of safetensors that the libraries read in a model's folder, by variant; the ordinary ones under None.
+
+    Raises:
+        SliderError: an index is malformed or names files that are not there.
+    """
+    found: dict[str | None, list[Path]] = {}
+    for pattern in (_SINGLE, _INDEX):  # one file counts before several
+        for stem in _STEMS:
+            for file in sorted(folder.glob(f"{stem}.*")):
+                named = pattern.fullmatch(file.name.removeprefix(f"{stem}."))
+                if named is not None and named["variant"] not in found:
+                    found[named["variant"]] = [file] if pattern is _SINGLE else sharded(file)
+    return found
 
 
 @dataclass(frozen=True)

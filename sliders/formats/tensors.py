@@ -8,7 +8,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sliders.errors import SliderError
+from sliders.errors import SliderError, one_line
 from sliders.files import replacing
 
 _PICKLED = (
@@ -68,7 +68,7 @@ def not_safetensors(file: Path, error: Exception) -> SliderError:
         begins = b""
     kind = next((kind for mark, kind in _KINDS.items() if begins.startswith(mark)), None)
     if kind is None or begins[8:9] in (b"", b"{"):  # a header of safetensors, behind a length of any bytes
-        return SliderError(f"{file} is not a readable safetensors file: {' '.join(str(error).split())}")
+        return SliderError(f"{file} is not a readable safetensors file: {one_line(error)}")
     return SliderError(f"{file} is {kind}")
 
 

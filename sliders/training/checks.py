@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from sliders.backbones.base import AbstractBackbone
 from sliders.backbones.placement import Precision as BasePrecision
-from sliders.errors import SliderError
+from sliders.errors import SliderError, one_line
 
 _BASES: dict[str, BasePrecision] = {"bf16-true": "bfloat16", "16-true": "float16"}
 
@@ -69,7 +69,7 @@ def refused_in_a_line() -> Iterator[None]:
     try:
         yield
     except (MisconfigurationException, ModuleNotFoundError, ValueError, TypeError, RuntimeError) as error:
-        raise SliderError(f"trainer: {' '.join(str(error).split())}") from error
+        raise SliderError(f"trainer: {one_line(error)}") from error
 
 
 def check_made(asked: object, trainer: L.Trainer) -> None:
