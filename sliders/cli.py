@@ -315,7 +315,8 @@ def bake(
         any_base: load sliders that were made for another base.
         language: the language model, for sliders of one.
         device: to run on: cpu, cuda, one such as cuda:1, mps, or auto for the best; the model's own unless given.
-        dtype: precision of its weights: float32, bfloat16, float16, or auto; the model's own unless given.
+        dtype: precision in which its weights are read; unless its files are in safetensors, which keep theirs, also
+            that of the new model.
     """
     files = given(slider, "slider")
     one_each(dial, files)

@@ -146,13 +146,14 @@ class TestFlags:
         assert ended.err.count("\n") == 1
         assert not list(tmp_path.iterdir())
 
-    def test_they_go_before_the_backbone_s_own(self, worlds: Worlds, tmp_path: Path) -> None:
-        made = tmp_path / "made"
-        world = worlds("language")
-        given = ["--language.model", world.folder / "model", "--language.dtype", "float16", "--any_base", "true"]
-        ended = run(cli.main, "bake", world.sliders()[0], made, *given, "--dtype", "bfloat16")
-        assert ended.code == 0, ended.err
-        assert json.loads((made / "config.json").read_text())["dtype"] == "bfloat16"
+    def test_they_go_before_the_backbone_s_own(self, worlds: Worlds, monkeypatch: pytest.MonkeyPatch) -> None:
+        seen: list[torch.dtype] = []
+        monkeypatch.setattr(cli.cli_text, "generate", lambda language, *rest: seen.append(language.dtype))
+        given = ["--text", "true", "--language.model", worlds("language").folder / "model"]
+        for more in (["--language.dtype", "float16"], ["--language.dtype", "float16", "--dtype", "bfloat16"]):
+            ended = run(cli.main, "generate", "How are you?", *given, *more)
+            assert ended.code == 0, ended.err
+        assert seen == [torch.float16, torch.bfloat16]
 
     def test_a_training_elsewhere_than_its_trainer(self, worlds: Worlds, tmp_path: Path) -> None:
         world = worlds("Stable Diffusion")
