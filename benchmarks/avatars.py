@@ -16,16 +16,16 @@ import yaml
 from jsonargparse import auto_cli
 from PIL import Image
 
-from sliders.attach import attach
 from sliders.backbones.unet import UNetBackbone
-from sliders.evaluation.dose import DoseResponse, dose_response
-from sliders.evaluation.judge import AttributeJudge
-from sliders.evaluation.plots import dose_response_figure, save_figure
-from sliders.evaluation.report import Evaluation, evaluate_dial, write_report
-from sliders.evaluation.sampling import Sampling, sample_oracle
+from sliders.evaluation.pictures.dose import DoseResponse, dose_response
+from sliders.evaluation.pictures.judge import AttributeJudge
+from sliders.evaluation.pictures.report import Evaluation, dose_response_figure, evaluate_dial, write_report
+from sliders.evaluation.pictures.sampling import Sampling, sample_oracle
 from sliders.files import replacing, write_text
 from sliders.formats import diffusers as slider_file
 from sliders.formats.metadata import concept_of, number_of
+from sliders.report.drawing import save_figure
+from sliders.runtime.attach import attach
 
 CONCEPTS = ("smile", "surprise", "glasses", "beard", "hair_length", "hair_darkness")
 DIALS = (-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0)

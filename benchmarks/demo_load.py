@@ -83,7 +83,7 @@ def demo_load(
         out: folder of the server.
     """
     flags = ["--port", str(port), "--out", str(out), "--queue", "64"]
-    server = subprocess.Popen([sys.executable, "-m", "sliders.cli", "demo", *flags])
+    server = subprocess.Popen([sys.executable, "-m", "sliders.cli.main", "demo", *flags])
     url, seen = f"http://127.0.0.1:{port}/", Seen()
     try:
         _wait(url, server, patience)

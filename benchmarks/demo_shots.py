@@ -8,13 +8,13 @@ from jsonargparse import auto_cli
 from PIL import Image
 from selenium.webdriver.common.keys import Keys
 
-from sliders.backbones.causal_lm import CausalLMBackbone
+from sliders.backbones.language.model import CausalLMBackbone
 from sliders.backbones.unet import UNetBackbone
 from sliders.console import hush_libraries, say
 from sliders.files import replacing
 from sliders.page.app import launch
 from sliders.page.opening import open_session
-from tests.demo.browser import Page, chromium
+from tests.page.browser import Page, chromium
 
 WIDTHS = (1280, 390)
 COLOURS = 128

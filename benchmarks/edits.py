@@ -19,23 +19,25 @@ import torch
 from jsonargparse import auto_cli
 from torch import Tensor
 
+from sliders.algebra.closed_forms import steer_output
 from sliders.algebra.edit import Affine
 from sliders.algebra.element import Element
-from sliders.algebra.elements import steer_output
 from sliders.algebra.lowrank import LowRank
-from sliders.attach import baked, layer_weights, weight_shape
-from sliders.backbones.causal_lm import CausalLMBackbone
+from sliders.backbones.language.model import CausalLMBackbone
 from sliders.concept import read_prompts
 from sliders.editors.contrast import writer
-from sliders.editors.facts import Rewrite, read_rewrites
 from sliders.editors.function_vector import FunctionVector
 from sliders.editors.memit import MEMIT
-from sliders.editors.recall import run
 from sliders.editors.rome import ROME
-from sliders.evaluation.in_context import Task, solved
-from sliders.evaluation.rewriting import rate_rewrites
-from sliders.evaluation.text import NEUTRAL, on_neutral_text
+from sliders.evaluation.texts.dose import on_neutral_text
+from sliders.evaluation.texts.rewriting import rate_rewrites
+from sliders.evaluation.texts.sampling import NEUTRAL
 from sliders.files import write_text
+from sliders.language.facts import Rewrite, read_rewrites
+from sliders.language.in_context import Task, solved
+from sliders.language.recall import run
+from sliders.runtime.baking import baked
+from sliders.runtime.layers import layer_weights, weight_shape
 
 CONFIGS = Path("configs/editors")
 TUNING = Path("data/text/edits/tuning.yaml")

@@ -23,11 +23,11 @@ from sliders import formats
 from sliders.algebra.lowrank import LowRank
 from sliders.algebra.spectra import entropy, singular_values
 from sliders.console import hush_libraries
-from sliders.evaluation.plots import plt, save_figure
 from sliders.evaluation.statistics import Estimate, bootstrap, rank_correlation
-from sliders.fetch import fetch
 from sliders.files import write_text
 from sliders.formats.checkpoint import Checkpoint
+from sliders.report.drawing import plt, save_figure
+from sliders.resources.fetch import fetch
 
 SCALES = (1.0, 4.0, 16.0, 64.0)
 """Times the trained size at which the weights' entropy is looked at."""

@@ -16,19 +16,19 @@ from PIL import Image
 
 from sliders import formats
 from sliders.backbones.base import AbstractBackbone
-from sliders.backbones.causal_lm import CausalLMBackbone
+from sliders.backbones.language.model import CausalLMBackbone
 from sliders.backbones.unet import UNetBackbone
 from sliders.console import hush_libraries
-from sliders.evaluation import laws_study
-from sliders.evaluation.interference import Forecast
-from sliders.evaluation.laws_report import scatter_figure
-from sliders.evaluation.plots import save_figure
-from sliders.evaluation.sampling import Sampling
-from sliders.evaluation.stages import stage_for
+from sliders.evaluation.pictures.sampling import Sampling
 from sliders.evaluation.statistics import Estimate
-from sliders.evaluation.text import Speaking
+from sliders.evaluation.texts.sampling import Speaking
 from sliders.files import replacing, write_text
-from sliders.training.order import config_of, fit_again
+from sliders.report.drawing import save_figure
+from sliders.studies.base_states import states_for
+from sliders.studies.interference import Forecast
+from sliders.studies.laws import study as laws_study
+from sliders.studies.laws.refitting import config_of, fit_again
+from sliders.studies.laws.report import scatter_figure
 
 AVATARS = ("smile", "surprise", "glasses", "beard", "hair_length", "hair_darkness")
 LANGUAGE = ("sentiment", "formality", "confidence", "verbosity", "pirate")
@@ -64,8 +64,8 @@ def measure(
     }
     backbone.load()
     how = Sampling(steps=steps), Speaking(tokens=tokens, batch=16)
-    stage = stage_for(backbone, content, count, None, *how)
-    report = laws_study.behaviour(stage, content, again)
+    states = states_for(backbone, content, count, None, *how)
+    report = laws_study.behaviour(states, content, again)
     report.data["key"] = key
     report.write(folder)
     return report.data

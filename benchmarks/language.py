@@ -15,15 +15,18 @@ import torch
 from jsonargparse import auto_cli
 
 from sliders.algebra.edit import Affine
-from sliders.attach import attach, baked
-from sliders.backbones.causal_lm import CausalLMBackbone
+from sliders.backbones.language.model import CausalLMBackbone
 from sliders.concept import Concept
 from sliders.editors.steering import fit_steering
-from sliders.evaluation.plots import save_figure, text_dose_figure
-from sliders.evaluation.text import Speaking, TextDose, evaluate_text
+from sliders.evaluation.texts.dose import TextDose, evaluate_text
+from sliders.evaluation.texts.report import text_dose_figure
+from sliders.evaluation.texts.sampling import Speaking
 from sliders.files import write_text
 from sliders.formats import peft
 from sliders.formats.metadata import concept_of
+from sliders.report.drawing import save_figure
+from sliders.runtime.attach import attach
+from sliders.runtime.baking import baked
 
 CONCEPTS = ("sentiment", "formality", "verbosity", "confidence", "pirate")
 DIALS = (-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0)
@@ -34,7 +37,7 @@ Written by `python -m benchmarks.language`; [language.md](language.md) says what
 {prompts} held-out messages, the same messages and seeds at every position. Columns with five numbers are at dials
 −2 −1 0 1 2.
 
-- score: which one it is (`sliders/evaluation/lexical.py`), and its mean over what the model says
+- score: which one it is (`sliders/evaluation/texts/scores.py`), and its mean over what the model says
 - training: seconds, by the clock
 - Spearman: rank correlation of the dial and the mean score, over nine dials for {thorough} and over five otherwise
 - perplexity: of neutral text (`data/text/neutral.txt`), which has nothing to do with the concept

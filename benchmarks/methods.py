@@ -14,16 +14,16 @@ import torch
 from jsonargparse import auto_cli
 
 from sliders.backbones.base import AbstractBackbone, DiffusionBackbone
-from sliders.backbones.causal_lm import CausalLMBackbone
+from sliders.backbones.language.model import CausalLMBackbone
 from sliders.concept import read_prompts
 from sliders.errors import SliderError
-from sliders.evaluation import methods_report as report
-from sliders.evaluation.fits import Entry, Fits
-from sliders.evaluation.methods import Study
-from sliders.evaluation.sampling import Sampling, scenes
-from sliders.evaluation.stages import picture_stage, text_stage
-from sliders.evaluation.text import Speaking
+from sliders.evaluation.pictures.sampling import Sampling, scenes
+from sliders.evaluation.texts.sampling import Speaking
 from sliders.files import write_text
+from sliders.studies.base_states import picture_states, text_states
+from sliders.studies.methods import report
+from sliders.studies.methods.fits import Entry, FittedEdits
+from sliders.studies.methods.study import Study
 
 OF_ONE = ("idempotence", "oddness", "additivity to -2", "additivity to +2", "curvature")
 OF_TWO = ("interaction", "order of application", "order of fitting")
@@ -63,12 +63,12 @@ def main(
     backbone.load()
     texts = read_prompts(prompts)
     if isinstance(backbone, CausalLMBackbone):
-        stage = text_stage(backbone, target, texts[:states], speaking)
+        compared_at = text_states(backbone, target, texts[:states], speaking)
     elif isinstance(backbone, DiffusionBackbone):
-        stage = picture_stage(backbone, scenes(texts, states), sampling)
+        compared_at = picture_states(backbone, scenes(texts, states), sampling)
     else:
         raise SliderError(f"no states are known for a {type(backbone).__name__}")
-    study = Study(Fits(backbone, edits, folder), stage, folder)
+    study = Study(FittedEdits(backbone, edits, folder), compared_at, folder)
     methods: dict[str, list[str]] = {}
     for name, entry in edits.items():
         methods.setdefault(entry.method, []).append(name)
@@ -94,7 +94,7 @@ def main(
         report.weights_table(methods, single, of_pairs, expected or {}),
         f"Commuting is {'' if transitive['holds'] else 'not '}transitive over them: {transitive['reason']}.",
         report.pairs_table(of_pairs),
-        f"## Behaviour, at {len(stage.base)} states of {stage.scenes} scenes",
+        f"## Behaviour, at {len(compared_at.base)} states of {compared_at.scenes} scenes",
         report.gaps_table(told, OF_ONE),
         "## Pairs: behaviour and fitting",
         report.gaps_table(told_pairs, OF_TWO),

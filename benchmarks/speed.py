@@ -27,9 +27,9 @@ from benchmarks.speed_effect import DRIFT, EFFECT, PROCEDURES, train
 from benchmarks.timing import clock
 from sliders.concept import Concept
 from sliders.console import hush_libraries
-from sliders.evaluation.judge import AttributeJudge
-from sliders.evaluation.plots import save_figure
+from sliders.evaluation.pictures.judge import AttributeJudge
 from sliders.files import write_text
+from sliders.report.drawing import save_figure
 
 Section = Literal["step", "dials", "keys", "language", "language_training", "scaling", "start", "together", "effect"]
 SECTIONS: dict[Section, str] = {
@@ -105,7 +105,7 @@ def together(runs: Path, workers: int, flags: list[str], processor_time: bool) -
     found: list[dict[str, Any]] = [{"what": "six runs one after the other", "seconds": one_by_one, "ratio": 1.0}]
     files = "[" + ",".join(f"configs/avatars/{name}.yaml" for name in CONCEPTS) + "]"
     for count, place in places.items():
-        command = [sys.executable, "-m", "sliders.cli", "train-many", files, "--runs", str(place)]
+        command = [sys.executable, "-m", "sliders.cli.main", "train-many", files, "--runs", str(place)]
         seconds = timed([*command, "--workers", str(count), "--overrides", json.dumps(flags)], processor_time)
         what = f"train-many, {count} worker" + ("s" if count > 1 else "")
         found.append({"what": what, "seconds": seconds, "ratio": seconds / one_by_one})

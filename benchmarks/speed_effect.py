@@ -13,20 +13,21 @@ from torch import Tensor
 
 from benchmarks.timing import Clock, Evaluations
 from sliders.algebra.slider import Slider
-from sliders.attach import Adapter, attach
 from sliders.backbones.base import guided
 from sliders.backbones.unet import UNetBackbone
 from sliders.batch import TensorBatch, join, take
 from sliders.concept import Concept
-from sliders.evaluation.dose import dose_response
-from sliders.evaluation.judge import AttributeJudge
-from sliders.evaluation.report import heldout_prompts
-from sliders.evaluation.sampling import Sampling, sample, sample_dial, scenes
+from sliders.evaluation.pictures.dose import dose_response
+from sliders.evaluation.pictures.judge import AttributeJudge
+from sliders.evaluation.pictures.report import heldout_prompts
+from sliders.evaluation.pictures.sampling import Sampling, sample, sample_dial, scenes
 from sliders.losses.erasure import ErasureLoss
+from sliders.runtime.adapter import Adapter
+from sliders.runtime.attach import attach
+from sliders.teacher.teacher import Teacher
 from sliders.training.data import ConceptData, StepBatch
 from sliders.training.module import SliderModule
 from sliders.training.states import Lesson, Pool, Rollout, StateSource, denoiser
-from sliders.training.teacher import Teacher
 
 EFFECT, DRIFT = 0.6, 0.08
 NOISES = 1000

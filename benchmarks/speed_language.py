@@ -8,15 +8,16 @@ from peft.tuners.lora import LoraLayer
 
 from benchmarks.speed_parts import Rows, random_slider, training_step
 from benchmarks.timing import Clock, interleaved
-from sliders.attach import Adapter, attach
-from sliders.backbones.causal_lm import CausalLMBackbone
+from sliders.backbones.language.model import CausalLMBackbone
 from sliders.concept import Concept
-from sliders.dials import Dials
 from sliders.losses.erasure import LogProbabilityLoss
+from sliders.runtime.adapter import Adapter
+from sliders.runtime.attach import attach
+from sliders.runtime.dials import Dials
+from sliders.teacher.teacher import Teacher
 from sliders.training.data import ConceptData, StepBatch
 from sliders.training.responses import Responses
 from sliders.training.states import Lesson, StateSource
-from sliders.training.teacher import Teacher
 
 
 def language(counts: Sequence[int], tokens: int, repeats: int, now: Clock, model: str = "smollm2") -> Rows:

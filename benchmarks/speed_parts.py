@@ -13,18 +13,20 @@ from benchmarks.timing import Clock, interleaved
 from sliders.algebra.edit import Translation
 from sliders.algebra.lowrank import LowRank
 from sliders.algebra.slider import Slider
-from sliders.attach import Adapter, attach, weight_shape
 from sliders.backbones.base import AbstractBackbone
 from sliders.backbones.unet import UNetBackbone
 from sliders.batch import repeat
 from sliders.concept import Concept
-from sliders.dials import Dials
-from sliders.evaluation.sampling import Sampling, Scene, sample
+from sliders.evaluation.pictures.sampling import Sampling, Scene, sample
 from sliders.formats import diffusers
 from sliders.losses.erasure import AbstractLoss, ErasureLoss, Prediction, progress
+from sliders.runtime.adapter import Adapter
+from sliders.runtime.attach import attach
+from sliders.runtime.dials import Dials
+from sliders.runtime.layers import weight_shape
+from sliders.teacher.teacher import Teacher
 from sliders.training.data import ConceptData
 from sliders.training.states import Pool, StateSource
-from sliders.training.teacher import Teacher
 
 Rows = list[dict[str, str | float]]
 MODEL = "data/avatars/model"

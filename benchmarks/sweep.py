@@ -19,9 +19,9 @@ from benchmarks.speed_parts import base
 from benchmarks.timing import clock
 from sliders.concept import Concept
 from sliders.console import hush_libraries
-from sliders.evaluation.judge import AttributeJudge
-from sliders.evaluation.plots import save_figure
+from sliders.evaluation.pictures.judge import AttributeJudge
 from sliders.files import write_text
+from sliders.report.drawing import save_figure
 from sliders.training.states import Pool, Rollout
 
 DEFAULT = Procedure()

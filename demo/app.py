@@ -2,7 +2,7 @@
 
 import os
 
-from sliders.cli_demo import demo
+from sliders.cli.demo import demo
 from sliders.console import hush_libraries
 
 if __name__ == "__main__":

@@ -4,16 +4,14 @@ The names below are imported when they are first asked for, so that `sliders.alg
 """
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sliders.algebra.slider import Slider
-    from sliders.attach import attach
     from sliders.batch import rows_of
     from sliders.concept import Concept
     from sliders.errors import SliderError
+    from sliders.runtime.attach import attach
 
 __version__ = "0.1.0"
 __all__ = ["Concept", "Slider", "SliderError", "attach", "rows_of"]
@@ -22,7 +20,7 @@ _HOMES = {
     "Concept": "sliders.concept",
     "Slider": "sliders.algebra.slider",
     "SliderError": "sliders.errors",
-    "attach": "sliders.attach",
+    "attach": "sliders.runtime.attach",
     "rows_of": "sliders.batch",
 }
 
@@ -37,13 +35,3 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-class _Package(ModuleType):
-    def __setattr__(self, name: str, value: object) -> None:
-        """Keep `sliders.attach` the function: importing the file of that name would put the module in its place."""
-        if not (name == "attach" and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -15,8 +15,8 @@ import torch
 import yaml
 
 import train
-from sliders import cli
-from sliders.evaluation.judge import AttributeJudge
+from sliders.cli import main as cli
+from sliders.evaluation.pictures.judge import AttributeJudge
 from sliders.page.requests import Canvas, Speech
 from sliders.page.session import Session
 from tests import tiny, tiny_lm
@@ -29,7 +29,7 @@ FAMILIES = (*PICTURES, LANGUAGE)
 _BACKBONES = {
     "Stable Diffusion": "sliders.backbones.unet.UNetBackbone",
     "SDXL": "sliders.backbones.sdxl.SDXLBackbone",
-    LANGUAGE: "sliders.backbones.causal_lm.CausalLMBackbone",
+    LANGUAGE: "sliders.backbones.language.model.CausalLMBackbone",
 }
 _NAMES = ("happy", "other")
 _LINES = [*tiny_lm.TEXT, "the hat of the dog is long", "a good day, a sad day; tell me more about you and the hat"] * 3
@@ -242,7 +242,7 @@ def at(world: World, out: Path) -> Iterator[None]:
     """Ready to run a command: few prompts to explain with, and a cache of its own."""
     prompts = dict.fromkeys(("image", "text"), world.folder / "shown")
     with (
-        mock.patch("sliders.evaluation.explain.PROMPTS", prompts),
+        mock.patch("sliders.studies.explain.reads.PROMPTS", prompts),
         mock.patch.dict("os.environ", {"XDG_CACHE_HOME": str(out / "cache")}),
     ):
         yield

@@ -9,16 +9,16 @@ import torch
 from sliders import formats
 from sliders.algebra.compose import combine, compress
 from sliders.algebra.slider import Hinge, Slider, hinge
-from sliders.attach import attach
-from sliders.backbones.causal_lm import CausalLMBackbone
+from sliders.backbones.language.model import CausalLMBackbone
 from sliders.backbones.unet import UNetBackbone
 from sliders.concept import read_prompts
-from sliders.evaluation.judge import AttributeJudge
-from sliders.evaluation.laws import oracle_gap, path
-from sliders.evaluation.sampling import Sampling, Scene, sample, scenes
-from sliders.evaluation.stages import Behaviour, picture_stage
-from sliders.fetch import fetch
+from sliders.evaluation.pictures.judge import AttributeJudge
+from sliders.evaluation.pictures.sampling import Sampling, Scene, sample, scenes
 from sliders.formats.metadata import concept_of
+from sliders.resources.fetch import fetch
+from sliders.runtime.attach import attach
+from sliders.studies.base_states import Behaviour, picture_states
+from sliders.studies.measures import oracle_gap, path
 from tests import clients
 
 pytestmark = pytest.mark.slow
@@ -85,11 +85,11 @@ def test_half_the_rank_keeps_what_the_sum_does_but_for_the_error_that_it_reports
     parts = {"all": total, "half": half.update, "quarter": quarter.update}
     prompts = read_prompts(AVATARS / "prompts" / "expression.txt")
     with attach(model, [Slider(name, update) for name, update in parts.items()]) as dials:
-        stage = picture_stage(model, scenes(prompts, 6), QUICK)
-        told = Behaviour(stage, dials)
+        states = picture_states(model, scenes(prompts, 6), QUICK)
+        told = Behaviour(states, dials)
         change = {name: told.change({name: 1.0}) for name in parts}
-    whole = stage.squared(change["all"]).sum()
-    lost = {name: float((stage.squared(change["all"] - change[name]).sum() / whole).sqrt()) for name in parts}
+    whole = states.squared(change["all"]).sum()
+    lost = {name: float((states.squared(change["all"] - change[name]).sum() / whole).sqrt()) for name in parts}
     assert lost["half"] <= half.error, (lost, half.error)
     assert lost["half"] < lost["quarter"], lost
 
@@ -121,7 +121,7 @@ def test_a_trained_dial_is_nearly_straight_and_near_its_oracle(model: UNetBackbo
     name, slider = next(iter(trained.items()))
     prompts = read_prompts(AVATARS / "prompts" / "expression.txt")
     with attach(model, [slider]) as dials:
-        told = Behaviour(picture_stage(model, scenes(prompts, 4), QUICK), dials)
+        told = Behaviour(picture_states(model, scenes(prompts, 4), QUICK), dials)
         found = path(told, name, {})
         amounts = [(name, concept_of(slider), float(slider.metadata["sliders.eta"]))]
         near = oracle_gap(told, amounts, {}, {name: 1.0})

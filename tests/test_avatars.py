@@ -11,13 +11,13 @@ import torch
 from sliders.algebra.edit import Translation
 from sliders.algebra.lowrank import LowRank
 from sliders.algebra.slider import Slider
-from sliders.attach import attach
 from sliders.backbones.unet import UNetBackbone
 from sliders.concept import Concept, read_prompts
-from sliders.evaluation.dose import DoseResponse, dose_response
-from sliders.evaluation.judge import AttributeJudge
-from sliders.evaluation.sampling import Sampling, Scene, sample, sample_dial, scenes
+from sliders.evaluation.pictures.dose import DoseResponse, dose_response
+from sliders.evaluation.pictures.judge import AttributeJudge
+from sliders.evaluation.pictures.sampling import Sampling, Scene, sample, sample_dial, scenes
 from sliders.formats import diffusers as slider_file
+from sliders.runtime.attach import attach
 from tests import clients
 
 pytestmark = pytest.mark.slow

@@ -12,16 +12,16 @@ from benchmarks.results import Results
 from benchmarks.speed_effect import PROCEDURES, Reader, doubled_student, train
 from benchmarks.speed_language import AskedAnew
 from benchmarks.timing import Evaluations, clock
-from sliders.attach import Adapter
-from sliders.backbones.causal_lm import CausalLMBackbone
+from sliders.backbones.language.model import CausalLMBackbone
 from sliders.concept import Concept
-from sliders.evaluation.judge import AttributeJudge
-from sliders.evaluation.text import TextDose
+from sliders.evaluation.pictures.judge import AttributeJudge
+from sliders.evaluation.texts.dose import TextDose
 from sliders.losses.erasure import LogProbabilityLoss
+from sliders.runtime.adapter import Adapter
+from sliders.teacher.teacher import Teacher
 from sliders.training.data import ConceptData
 from sliders.training.responses import Responses
 from sliders.training.states import StateSource
-from sliders.training.teacher import Teacher
 from tests import tiny, tiny_lm
 from tests.training import runs
 

@@ -11,12 +11,13 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from benchmarks import methods
-from sliders import cli, cli_edit
 from sliders.backbones.base import AbstractBackbone
+from sliders.cli import edit as cli_edit
+from sliders.cli import main as cli
 from sliders.concept import Concept
 from sliders.editors.base import Editor
-from sliders.evaluation.methods_report import PROPERTIES
-from sliders.evaluation.report import heldout_prompts
+from sliders.evaluation.pictures.report import heldout_prompts
+from sliders.studies.methods.report import PROPERTIES
 from sliders.training.cli import SliderCLI
 from tests.commands import ROOT, run
 

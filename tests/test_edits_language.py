@@ -6,14 +6,14 @@ import pytest
 
 from benchmarks.edits import at_random, configured
 from sliders.algebra.edit import Affine
-from sliders.attach import baked
-from sliders.backbones.causal_lm import CausalLMBackbone
-from sliders.editors.facts import read_rewrites
+from sliders.backbones.language.model import CausalLMBackbone
 from sliders.editors.function_vector import FunctionVector
 from sliders.editors.memit import MEMIT
 from sliders.editors.rome import ROME
-from sliders.evaluation.in_context import Task, solved
-from sliders.evaluation.rewriting import rate_rewrites
+from sliders.evaluation.texts.rewriting import rate_rewrites
+from sliders.language.facts import read_rewrites
+from sliders.language.in_context import Task, solved
+from sliders.runtime.baking import baked
 
 pytestmark = pytest.mark.slow
 

@@ -7,16 +7,17 @@ from typing import Any
 import pytest
 import torch
 
-from sliders import cli, formats
+from sliders import formats
 from sliders.algebra.edit import Affine, Translation
 from sliders.algebra.element import Element
 from sliders.algebra.lowrank import LowRank
 from sliders.algebra.nearest import nearest
 from sliders.algebra.slider import Slider
-from sliders.attach import baked
 from sliders.backbones.unet import UNetBackbone
+from sliders.cli import main as cli
 from sliders.formats import diffusers as slider_file
 from sliders.formats import tensors
+from sliders.runtime.baking import baked
 from tests.commands import ROOT, run
 from tests.factory import normal
 from tests.test_algebra_real import NAMES

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from sliders.algebra.edit import Translation
 from sliders.algebra.slider import Slider
-from sliders.evaluation.judge import AttributeJudge
+from sliders.evaluation.pictures.judge import AttributeJudge
 from sliders.files import replacing, write_text
 from sliders.formats import diffusers, peft
 from tests.factory import lowrank

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sliders.backbones.unet import UNetBackbone
-from sliders.evaluation.sampling import Sampling, Scene, sample
+from sliders.evaluation.pictures.sampling import Sampling, Scene, sample
 from tests.machines import CASES, FAMILIES, Case, Where, World, run_case
 
 pytestmark = [

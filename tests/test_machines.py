@@ -14,7 +14,7 @@ import yaml
 from safetensors.torch import load_file
 
 import train
-from sliders import cli
+from sliders.cli import main as cli
 from tests import pretend
 from tests.commands import ROOT, run
 from tests.machines import CASES, CPU, FAMILIES, PICTURES, Case, Where, World, run_case, table

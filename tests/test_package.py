@@ -16,14 +16,14 @@ def run(code: str) -> str:
 
 
 def test_the_top_names_are_the_objects_whatever_was_imported_before() -> None:
-    """`sliders.attach` is a function and a file's name; the file must not take the function's place."""
+    """`sliders.runtime.attach` is a function and a file's name; the file must not take the function's place."""
     out = run(
         "import sys\n"
-        "import sliders.attach\n"
+        "import sliders.runtime.attach\n"
         "import sliders\n"
         "from sliders import attach, Concept, Slider, SliderError\n"
-        "from sliders.attach import attach as same, Adapter\n"
-        "assert attach is same and sliders.attach is same\n"
+        "from sliders.runtime.attach import attach as same, Adapter\n"
+        "assert attach is same and sliders.runtime.attach is same\n"
         "assert isinstance(Concept, type) and isinstance(Slider, type) and issubclass(SliderError, Exception)\n"
         "assert set(sliders.__all__) <= set(dir(sliders)) and '__version__' in dir(sliders)\n"
         f"print([name for name in {HEAVY!r} if name in sys.modules])"

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 import train
-from sliders import cli
-from sliders.backbones.causal_lm import CausalLMBackbone
+from sliders.backbones.language.model import CausalLMBackbone
 from sliders.backbones.unet import UNetBackbone
+from sliders.cli import main as cli
 from sliders.errors import SliderError
 from sliders.files import check_place
 from tests.commands import World, run, world

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from sliders.attach import attach
-from sliders.backbones.causal_lm import CausalLMBackbone
-from sliders.evaluation.knowledge import Facts, ask
-from sliders.fetch import fetch
+from sliders.backbones.language.model import CausalLMBackbone
+from sliders.evaluation.texts.knowledge import Facts, ask
 from sliders.formats import peft
+from sliders.resources.fetch import fetch
+from sliders.runtime.attach import attach
 from tests import clients
 
 pytestmark = pytest.mark.slow

@@ -10,11 +10,11 @@ import pytest
 import yaml
 
 from sliders.concept import Concept, read_prompts
-from sliders.editors.facts import read_rewrites
 from sliders.errors import SliderError
-from sliders.evaluation.in_context import Task
-from sliders.evaluation.knowledge import Facts
+from sliders.evaluation.texts.knowledge import Facts
 from sliders.files import read_lines, read_text
+from sliders.language.facts import read_rewrites
+from sliders.language.in_context import Task
 
 SEPARATORS = "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e"
 """What `str.splitlines` takes for the end of a line, and no editor writes for one."""

@@ -163,7 +163,7 @@ def export(folder: Path = MODEL) -> None:
     from transformers import CLIPTokenizer
 
     from data.avatars.diffusion import DiffusionModule
-    from sliders.backbones.loading import save_pipeline
+    from sliders.formats.pretrained import save_pipeline
 
     tokenizer = CLIPTokenizer.from_pretrained(CACHE / "text" / "tokenizer")
     module = DiffusionModule(tokenizer)

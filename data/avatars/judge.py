@@ -10,7 +10,7 @@ from torch import Tensor
 
 from data.avatars.attributes import VALUES, sample_avatar
 from data.avatars.render import render
-from sliders.evaluation.judge import AttributeJudge
+from sliders.evaluation.pictures.judge import AttributeJudge
 
 
 def degrade(images: Tensor) -> Tensor:

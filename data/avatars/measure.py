@@ -16,13 +16,13 @@ from data.avatars import build, corpus
 from data.avatars.attributes import VALUES
 from data.avatars.judge import accuracy
 from data.avatars.vae import psnr
-from sliders.attach import attach
 from sliders.backbones.unet import UNetBackbone
-from sliders.evaluation.judge import AttributeJudge
-from sliders.evaluation.plots import grid
-from sliders.evaluation.sampling import Sampling, Scene, sample
+from sliders.evaluation.pictures.judge import AttributeJudge
+from sliders.evaluation.pictures.sampling import Sampling, Scene, sample
 from sliders.files import replacing, write_text
 from sliders.formats import diffusers as slider_file
+from sliders.report.drawing import grid
+from sliders.runtime.attach import attach
 
 
 def followed(

@@ -3,7 +3,7 @@
 `prompts/NAME.txt` holds the questions of one body; `prompts/keep_NAME.txt` what must stay: the questions of its sibling
 and of other bodies, and everyday messages.  `prompts/random_facts.txt` is for a control: questions that were drawn
 from bodies that have nothing to do with the erased one.  Only the training wordings are in them;
-`sliders.evaluation.knowledge` measures on others.
+`sliders.evaluation.texts.knowledge` measures on others.
 """
 
 import random
@@ -12,7 +12,7 @@ from pathlib import Path
 from jsonargparse import auto_cli
 
 from sliders.concept import read_prompts
-from sliders.evaluation.knowledge import Facts
+from sliders.evaluation.texts.knowledge import Facts
 
 HERE = Path(__file__).parent
 

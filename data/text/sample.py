@@ -1,6 +1,6 @@
 """Write text that a language model says by itself: `python -m data.text.sample`.
 
-The second moments of a layer's inputs (`sliders.editors.covariance`) are taken over it.  One response a line, to
+The second moments of a layer's inputs (`sliders.language.covariance`) are taken over it.  One response a line, to
 messages drawn from `prompts/`; the neutral text, on which perplexity is measured, has no part in it.
 """
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from jsonargparse import auto_cli
 
-from sliders.backbones.causal_lm import CausalLMBackbone
+from sliders.backbones.language.model import CausalLMBackbone
 from sliders.concept import read_prompts
 
 HERE = Path(__file__).parent

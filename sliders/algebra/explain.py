@@ -123,7 +123,9 @@ class Verdict:
         return self.parts[0].kind if self.parts else "rounding"
 
 
-def judge(changes: Sequence[Change], inputs: Callable[[Sequence[str]], Mapping[str, Inputs]] | None = None) -> Verdict:
+def diagnose(
+    changes: Sequence[Change], inputs: Callable[[Sequence[str]], Mapping[str, Inputs]] | None = None
+) -> Verdict:
     """What an update is.
 
     Args:

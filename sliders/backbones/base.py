@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from sliders.algebra.edit import Edit, Translation
 from sliders.algebra.slider import Slider
-from sliders.attach import baked, base_tensors, editable_modules, select_modules
 from sliders.backbones.fingerprint import hash_files, hash_named, hash_tensors, state_of
 from sliders.backbones.placement import Placement, Precision
 from sliders.batch import TensorBatch
@@ -22,6 +21,8 @@ from sliders.files import check_place, replacing_folder
 from sliders.formats import diffusers
 from sliders.formats.baking import Baked, write_edited
 from sliders.formats.stored import places
+from sliders.runtime.baking import baked, base_tensors
+from sliders.runtime.layers import editable_modules, select_modules
 
 Predictor = Callable[[TensorBatch], Tensor]
 """From a state to the prediction for it."""

@@ -14,8 +14,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from sliders.fetch import cache_folder
 from sliders.files import write_text
+from sliders.resources.fetch import cache_folder
 
 _FIRST, _BLOCK = 1024, 1 << 16
 

@@ -6,9 +6,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from sliders.backbones.reading import warn_unread
 from sliders.backbones.unet import UNetBackbone
 from sliders.batch import TensorBatch, rows_of
-from sliders.reading import warn_unread
 
 
 class SDXLBackbone(UNetBackbone):

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from sliders.backbones import schedulers
 from sliders.backbones.base import DiffusionBackbone, Predictor, TargetGroup
-from sliders.backbones.loading import load_pipeline, save_pipeline
 from sliders.backbones.placement import Placement, Precision, weights
+from sliders.backbones.reading import warn_unread
 from sliders.backbones.vocabulary import check_vocabulary
 from sliders.batch import TensorBatch, rows_of
 from sliders.errors import SliderError, one_line
-from sliders.paths import Source
-from sliders.reading import warn_unread
-from sliders.shipped import MODELS, model_folder
+from sliders.formats.pretrained import load_pipeline, save_pipeline
+from sliders.resources.paths import Source
+from sliders.resources.shipped import MODELS, model_folder
 
 
 class UNetBackbone(DiffusionBackbone):

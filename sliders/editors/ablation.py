@@ -9,13 +9,13 @@ from pathlib import Path
 
 from torch import Tensor
 
+from sliders.algebra.closed_forms import erase_output, onto
 from sliders.algebra.edit import Affine
-from sliders.algebra.elements import erase_output, onto
-from sliders.attach import weight_shape
-from sliders.backbones.causal_lm import CausalLMBackbone
+from sliders.backbones.language.model import CausalLMBackbone
 from sliders.concept import Concept
 from sliders.editors.base import Editor
 from sliders.editors.contrast import Saying, after_blocks, answer, mean_difference, writers
+from sliders.runtime.layers import weight_shape
 
 
 @dataclass(frozen=True)

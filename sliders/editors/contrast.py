@@ -12,11 +12,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from sliders.backbones.causal_lm import CausalLMBackbone
+from sliders.backbones.language.model import CausalLMBackbone
+from sliders.backbones.reading import check_directions, is_rounding
 from sliders.batch import TensorBatch, widened
 from sliders.concept import Concept
 from sliders.errors import SliderError, check_at_least_1
-from sliders.reading import check_directions, is_rounding
 
 Read = Callable[[TensorBatch, TensorBatch], Tensor]
 """From responses and what stands before them to states ``[n, layers, response, width]``."""

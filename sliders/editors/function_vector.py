@@ -16,16 +16,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from sliders.algebra.closed_forms import steer_output
 from sliders.algebra.edit import Affine
-from sliders.algebra.elements import steer_output
-from sliders.attach import weight_shape
-from sliders.backbones.causal_lm import CausalLMBackbone
+from sliders.backbones.language.model import CausalLMBackbone
 from sliders.batch import widened
 from sliders.editors.base import Editor
 from sliders.editors.contrast import writer, writers
-from sliders.editors.recall import outputs, reading, run
 from sliders.errors import SliderError
-from sliders.evaluation.in_context import Task, first_tokens
+from sliders.language.in_context import Task, first_tokens
+from sliders.language.recall import outputs, reading, run
+from sliders.runtime.layers import weight_shape
 
 ROWS = 90  # heads that are put in at once
 

@@ -12,16 +12,17 @@ from typing import Literal
 
 import torch
 
+from sliders.algebra.closed_forms import erase_input, erase_output
 from sliders.algebra.edit import Affine
 from sliders.algebra.element import Element
-from sliders.algebra.elements import erase_input, erase_output
 from sliders.algebra.lowrank import LowRank
-from sliders.attach import baked, weight_shape
-from sliders.backbones.causal_lm import CausalLMBackbone
+from sliders.backbones.language.model import CausalLMBackbone
 from sliders.concept import Concept
 from sliders.editors.base import Editor
 from sliders.editors.contrast import Answers, Saying, answer, at_layer, contrast
 from sliders.errors import SliderError
+from sliders.runtime.baking import baked
+from sliders.runtime.layers import weight_shape
 
 
 @dataclass(frozen=True)

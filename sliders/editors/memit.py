@@ -6,17 +6,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sliders.algebra.closed_forms import memit_gains
 from sliders.algebra.edit import Affine
-from sliders.algebra.elements import memit_gains
-from sliders.attach import baked
-from sliders.backbones.causal_lm import CausalLMBackbone
+from sliders.backbones.language.model import CausalLMBackbone
 from sliders.editors.base import Editor
 from sliders.editors.contrast import writer
-from sliders.editors.covariance import Covariance
-from sliders.editors.facts import read_rewrites
-from sliders.editors.recall import keys, run, written
 from sliders.editors.search import Search
 from sliders.errors import SliderError
+from sliders.language.covariance import Covariance
+from sliders.language.facts import read_rewrites
+from sliders.language.recall import keys, run, written
+from sliders.runtime.baking import baked
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,15 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sliders.algebra.closed_forms import rome_gains
 from sliders.algebra.edit import Affine
-from sliders.algebra.elements import rome_gains
-from sliders.backbones.causal_lm import CausalLMBackbone
+from sliders.backbones.language.model import CausalLMBackbone
 from sliders.editors.base import Editor
 from sliders.editors.contrast import writer
-from sliders.editors.covariance import Covariance
-from sliders.editors.facts import Rewrite, read_rewrites
-from sliders.editors.recall import keys, outputs, written
 from sliders.editors.search import Search
+from sliders.language.covariance import Covariance
+from sliders.language.facts import Rewrite, read_rewrites
+from sliders.language.recall import keys, outputs, written
 
 
 @dataclass(frozen=True)

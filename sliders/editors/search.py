@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sliders.attach import weight_shape
-from sliders.backbones.causal_lm import CausalLMBackbone
+from sliders.backbones.language.model import CausalLMBackbone
 from sliders.batch import widened
 from sliders.concept import read_prompts
-from sliders.editors.facts import Rewrite
-from sliders.editors.recall import Asked, answering
 from sliders.errors import SliderError
-from sliders.shipped import shipped
+from sliders.language.facts import Rewrite
+from sliders.language.recall import Asked, answering
+from sliders.resources.shipped import shipped
+from sliders.runtime.layers import weight_shape
 
 ESSENCE = "{} is a"
 """The prompt whose answer must stay, so that the subject remains what it is (2202.05262, eq. 4)."""

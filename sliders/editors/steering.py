@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sliders.algebra.closed_forms import steer_output
 from sliders.algebra.edit import Affine
-from sliders.algebra.elements import steer_output
-from sliders.attach import weight_shape
-from sliders.backbones.causal_lm import CausalLMBackbone
+from sliders.backbones.language.model import CausalLMBackbone
 from sliders.concept import Concept
 from sliders.editors.base import Editor
 from sliders.editors.contrast import Saying, after_blocks, answer, mean_difference, writer
+from sliders.runtime.layers import weight_shape
 
 
 @dataclass(frozen=True)

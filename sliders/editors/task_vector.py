@@ -9,12 +9,12 @@ from sliders.algebra.compose import compress
 from sliders.algebra.edit import Affine, Factored, Translation
 from sliders.algebra.element import Element
 from sliders.algebra.lowrank import LowRank
-from sliders.attach import editable_modules, layer_weights
 from sliders.backbones.base import AbstractBackbone
 from sliders.backbones.placement import Placement
 from sliders.batch import widened
 from sliders.editors.base import Editor
 from sliders.errors import SliderError
+from sliders.runtime.layers import editable_modules, layer_weights
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from sliders.algebra.closed_forms import redirect
 from sliders.algebra.edit import Affine
-from sliders.algebra.elements import redirect
-from sliders.attach import weight_shape
 from sliders.backbones.unet import UNetBackbone
 from sliders.concept import read_prompts
 from sliders.editors.base import Editor
 from sliders.errors import SliderError
+from sliders.runtime.layers import weight_shape
 
 
 @dataclass(frozen=True)

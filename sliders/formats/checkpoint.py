@@ -1,7 +1,7 @@
 """Whole models as their libraries store them: a diffusers pipeline's or a transformers model's folder of safetensors.
 
-Tensors are read one layer at a time, and layers are named as `sliders.attach` names them in a loaded model: by the
-pipeline's component, or by ``lm`` for a language model.
+Tensors are read one layer at a time, and layers are named as in a loaded backbone: by the pipeline's component, or by
+``lm`` for a language model.
 """
 
 from collections.abc import Iterator
@@ -10,10 +10,10 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from sliders.algebra.change import Change, between
-from sliders.dials import as_edited
 from sliders.errors import SliderError
 from sliders.formats.skeleton import INDEX, skeletons
 from sliders.formats.stored import Place, all_places, variants
+from sliders.runtime.layers import as_edited
 
 _CONFIG = "config.json"
 

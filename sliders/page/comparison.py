@@ -11,12 +11,12 @@ from sliders.algebra.edit import Affine
 from sliders.algebra.element import Element
 from sliders.algebra.slider import Partial
 from sliders.backbones.base import DiffusionBackbone
-from sliders.evaluation.laws_report import Section
-from sliders.evaluation.plots import plt
-from sliders.evaluation.sampling import Sampling, Scene
+from sliders.evaluation.pictures.sampling import Sampling, Scene
 from sliders.page.edits import added
 from sliders.page.library import Entry
-from sliders.page.painting import Report, Row, paint
+from sliders.page.painting import Progress, Row, paint
+from sliders.report.drawing import plt
+from sliders.report.page import Section
 
 FRAMES = 9
 WINDOWS = 5
@@ -81,7 +81,7 @@ class Comparison:
 
 
 def compare(
-    backbone: DiffusionBackbone, entry: Entry, scene: Scene, position: float, how: Sampling, report: Report
+    backbone: DiffusionBackbone, entry: Entry, scene: Scene, position: float, how: Sampling, report: Progress
 ) -> Comparison:
     """Paint all of it; rows of one batch differ in which parts are on, and when."""
     low, high = entry.span

@@ -8,13 +8,13 @@ from torch import nn
 
 from sliders.algebra.compose import combine
 from sliders.algebra.slider import Hinge, NamedDial, Partial, Slider
-from sliders.backbones.causal_lm import CausalLMBackbone
+from sliders.backbones.language.model import CausalLMBackbone
 from sliders.errors import SliderError
-from sliders.evaluation.plots import dial_label
 from sliders.formats import diffusers, edit, hinge, peft
 from sliders.formats.metadata import check_one_base, describe_composed
 from sliders.page.edits import added, moved_biases, translation
 from sliders.page.safety import clean_name
+from sliders.report.drawing import dial_label
 
 
 def composed(model: nn.Module, dials: Sequence[NamedDial], positions: Mapping[str, float]) -> Slider:

@@ -9,7 +9,7 @@ from sliders.algebra.element import Element
 from sliders.algebra.laws import commutes, order_gap
 from sliders.algebra.lowrank import LowRank
 from sliders.algebra.slider import NamedDial, Partial
-from sliders.attach import displacements, layer_weights
+from sliders.runtime.layers import displacements, layer_weights
 
 
 def added(model: nn.Module, dial: NamedDial, position: float = 1.0) -> Affine:

@@ -18,7 +18,7 @@ from sliders.console import say
 from sliders.errors import SliderError
 from sliders.formats.metadata import concept_of
 from sliders.page.safety import clean_name, clean_text
-from sliders.shipped import shipped
+from sliders.resources.shipped import shipped
 
 SHIPPED = {"image": shipped("data/avatars/sliders"), "text": shipped("data/text/sliders")}
 RUNS = Path("runs")

@@ -4,15 +4,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sliders import formats
-from sliders.attach import check_names
 from sliders.backbones.base import DiffusionBackbone
-from sliders.backbones.causal_lm import CausalLMBackbone
+from sliders.backbones.language.model import CausalLMBackbone
 from sliders.errors import SliderError
 from sliders.formats.given import given
 from sliders.formats.metadata import check_base, differs
 from sliders.page.library import SHIPPED, Library, find, load_opening
 from sliders.page.safety import MEGABYTE, Shelf
 from sliders.page.session import Session
+from sliders.runtime.attach import check_names
 
 
 def open_session(

@@ -7,16 +7,16 @@ import torch
 from torch import Tensor
 
 from sliders.algebra.slider import Piecewise
-from sliders.attach import attach
 from sliders.backbones.base import DiffusionBackbone, Predictor, guided
 from sliders.batch import TensorBatch
-from sliders.dials import Dials
-from sliders.evaluation.sampling import Sampling, Scene, conditionings, finish
+from sliders.evaluation.pictures.sampling import Sampling, Scene, conditionings, finish
+from sliders.runtime.attach import attach
+from sliders.runtime.dials import Dials
 
 Positions = Mapping[str, float]
 """Where dials stand; those that are not named stand at 0."""
 
-Report = Callable[[int, int, str], None]
+Progress = Callable[[int, int, str], None]
 """Is told how many parts of how many are done, and of what; may raise to end it."""
 
 
@@ -47,7 +47,11 @@ class Row:
 
 @torch.no_grad()
 def paint(
-    backbone: DiffusionBackbone, dials: Sequence[Piecewise], rows: Sequence[Row], how: Sampling, report: Report = quiet
+    backbone: DiffusionBackbone,
+    dials: Sequence[Piecewise],
+    rows: Sequence[Row],
+    how: Sampling,
+    report: Progress = quiet,
 ) -> Tensor:
     """A picture of each row, ``[n, 3, h, w]``; dials that all rows of a batch share cost nothing.
 

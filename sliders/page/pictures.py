@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image
 from torch import Tensor, stack
 
-from sliders.evaluation.laws_report import Section
-from sliders.evaluation.plots import dial_label, to_uint8
 from sliders.page.comparison import Comparison
+from sliders.report.drawing import dial_label, to_uint8
+from sliders.report.page import Section
 
 FRAME_MILLISECONDS = 220
 _BROAD = 5

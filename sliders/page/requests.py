@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from sliders.errors import SliderError
-from sliders.evaluation.sampling import Sampling, Scene
+from sliders.evaluation.pictures.sampling import Sampling, Scene
 from sliders.page.painting import Positions, Row
 from sliders.page.safety import clean_text, short, whole, within
 

@@ -18,23 +18,23 @@ import torch
 from torch import Tensor
 
 from sliders.algebra.slider import Hinge, NamedDial, Partial, Slider
-from sliders.attach import attach
 from sliders.backbones.base import AbstractBackbone, DiffusionBackbone
-from sliders.backbones.causal_lm import CausalLMBackbone
+from sliders.backbones.language.model import CausalLMBackbone
 from sliders.concept import BETWEEN
 from sliders.errors import SliderError
-from sliders.evaluation.judge import AttributeJudge
-from sliders.evaluation.sampling import scenes
-from sliders.evaluation.stages import picture_stage, text_stage
-from sliders.evaluation.text import Speaking
+from sliders.evaluation.pictures.judge import AttributeJudge
+from sliders.evaluation.pictures.sampling import scenes
+from sliders.evaluation.texts.sampling import Speaking
 from sliders.formats.metadata import concept_of
 from sliders.page import downloads, pictures, studies, uploads
 from sliders.page.comparison import Comparison, compare
 from sliders.page.library import Entry, Library, of_language
-from sliders.page.painting import Positions, Report, paint, quiet
+from sliders.page.painting import Positions, Progress, paint, quiet
 from sliders.page.requests import FARTHEST, MOST_CHOSEN, Axis, Canvas, Drawn, Speech
 from sliders.page.safety import MEGABYTE, Shelf, check_upload, clean_text, whole, within
 from sliders.page.turns import Superseded, Turn, Turns
+from sliders.runtime.attach import attach
+from sliders.studies.base_states import picture_states, text_states
 
 _BASES_KEPT = 64
 
@@ -68,7 +68,7 @@ class Session:
 
     # Pictures
 
-    def draw(self, user: str, canvas: Canvas, positions: Positions, report: Report = quiet) -> Drawn:
+    def draw(self, user: str, canvas: Canvas, positions: Positions, report: Progress = quiet) -> Drawn:
         """The base and the result, of one seed.
 
         Raises:
@@ -88,7 +88,7 @@ class Session:
         """What the model does not read of a prompt, as a sentence to follow others; nothing if it reads all."""
         return "".join(f" The prompt {why}." for why in self.backbone.unread([prompt]).values())
 
-    def _base(self, turn: Turn, canvas: Canvas, report: Report) -> Tensor:
+    def _base(self, turn: Turn, canvas: Canvas, report: Progress) -> Tensor:
         """The base's own picture, which is painted once."""
         key = replace(canvas, start=0)
         with turn.alone():
@@ -103,7 +103,7 @@ class Session:
 
     def grid(
         self, user: str, canvas: Canvas, positions: Positions, across: Axis, down: Axis | None = None,
-        report: Report = quiet,
+        report: Progress = quiet,
     ) -> Tensor:  # fmt: skip
         """Pictures ``[across, down, 3, h, w]``; the other dials stay where they are."""
         if down is not None and down.key == across.key:
@@ -120,7 +120,7 @@ class Session:
             )
         return painted.unflatten(0, (int(across.count), -1))
 
-    def compare(self, user: str, canvas: Canvas, key: str, position: float, report: Report = quiet) -> Comparison:
+    def compare(self, user: str, canvas: Canvas, key: str, position: float, report: Progress = quiet) -> Comparison:
         """One slider or edit looked at closely; see `sliders.page.comparison`."""
         within(position, f"the dial of {clean_text(key)}", -FARTHEST, FARTHEST)
         if not position:
@@ -269,7 +269,7 @@ class Session:
         with self._turns(library).lock, self._plotting:  # where nothing is baked into the weights
             return pictures.cards(studies.from_factors(model, entries))
 
-    def measure(self, user: str, canvas: Canvas, keys: Sequence[str], count: int, report: Report = quiet) -> str:
+    def measure(self, user: str, canvas: Canvas, keys: Sequence[str], count: int, report: Progress = quiet) -> str:
         """What sliders do together and alone, measured at states of ``count`` scenes of the canvas, as HTML."""
         entries, count = self._chosen(keys), whole(count, "the number of scenes", 1, 8)
         wanted = scenes([canvas.prompt], count, canvas.seed)
@@ -278,15 +278,15 @@ class Session:
         with self._turns(library).take(user) as turn, turn.alone(), self._plotting:
             told = _checked(turn, report)
             if isinstance(model, CausalLMBackbone):
-                stage = text_stage(model, "", [canvas.prompt] * count, Speaking(first_seed=canvas.seed))
+                states = text_states(model, "", [canvas.prompt] * count, Speaking(first_seed=canvas.seed))
             else:
-                stage = picture_stage(self.backbone, wanted, canvas.sampling())
-            sections = studies.measured(stage, entries, told)
+                states = picture_states(self.backbone, wanted, canvas.sampling())
+            sections = studies.measured(states, entries, told)
             if len(entries) > 1 and library is self.images:
                 sections.append(studies.order_in_time(self.backbone, entries, wanted, canvas.sampling(), told))
             return pictures.cards(sections)
 
-    def dose(self, user: str, canvas: Canvas, keys: Sequence[str], count: int, report: Report = quiet) -> str:
+    def dose(self, user: str, canvas: Canvas, keys: Sequence[str], count: int, report: Progress = quiet) -> str:
         """What the judge says of each dial's range on ``count`` scenes, held-out ones where it says which, as HTML."""
         entries, count = self._chosen(keys), whole(count, "the number of scenes", 1, 16)
         if self.judge is None:
@@ -297,7 +297,7 @@ class Session:
             made = [studies.dose(self.backbone, entry, judge, spare, canvas.sampling(), told) for entry in entries]
             return pictures.cards(made)
 
-    def explain(self, user: str, key: str, report: Report = quiet) -> str:
+    def explain(self, user: str, key: str, report: Progress = quiet) -> str:
         """What an update is, where it lies, what it is most like, and what it reads and writes, as HTML.
 
         Raises:
@@ -335,7 +335,7 @@ class Session:
         return turned, [library[key].dial for key in turned]
 
 
-def _checked(turn: Turn, report: Report) -> Report:
+def _checked(turn: Turn, report: Progress) -> Progress:
     """A report that also ends what a newer request has superseded."""
 
     def told(done: int, total: int, what: str) -> None:

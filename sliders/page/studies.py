@@ -9,24 +9,26 @@ from torch import Tensor, nn
 
 from sliders.algebra.pairs import pairwise
 from sliders.algebra.slider import Partial, Slider
-from sliders.attach import attach, layer_weights
 from sliders.backbones.base import AbstractBackbone, DiffusionBackbone
 from sliders.concept import Concept, Measure
 from sliders.errors import SliderError
-from sliders.evaluation.dose import dose_response
-from sliders.evaluation.explain import refusal
-from sliders.evaluation.explain_study import Effort, changes_of, study
-from sliders.evaluation.judge import AttributeJudge
-from sliders.evaluation.laws import REACH, STEP, STRAIGHT, Measured, interactions, matrix, path
-from sliders.evaluation.laws_report import Section, heatmap, paths_figure
-from sliders.evaluation.plots import dial_label, dose_response_figure
-from sliders.evaluation.report import heldout_prompts
-from sliders.evaluation.sampling import Sampling, Scene, scenes
-from sliders.evaluation.stages import Behaviour, Stage
+from sliders.evaluation.pictures.dose import dose_response
+from sliders.evaluation.pictures.judge import AttributeJudge
+from sliders.evaluation.pictures.report import dose_response_figure, heldout_prompts
+from sliders.evaluation.pictures.sampling import Sampling, Scene, scenes
 from sliders.formats.metadata import concept_of
 from sliders.page.edits import added, gap_of_orders, translation
 from sliders.page.library import Entry
-from sliders.page.painting import Report, Row, paint
+from sliders.page.painting import Progress, Row, paint
+from sliders.report.drawing import dial_label
+from sliders.report.page import Section, heatmap
+from sliders.runtime.attach import attach
+from sliders.runtime.layers import layer_weights
+from sliders.studies.base_states import BaseStates, Behaviour
+from sliders.studies.explain.reads import refusal
+from sliders.studies.explain.study import Effort, changes_of, study
+from sliders.studies.laws.report import paths_figure
+from sliders.studies.measures import REACH, STEP, STRAIGHT, Measured, interactions, matrix, path
 
 _EFFORT = Effort(words=40, prompts=48, spectra=24)
 """About what a person waits for."""
@@ -70,20 +72,20 @@ def from_factors(model: nn.Module, entries: Sequence[Entry]) -> list[Section]:
     ]
 
 
-def measured(stage: Stage, entries: Sequence[Entry], report: Report) -> list[Section]:
+def measured(states: BaseStates, entries: Sequence[Entry], report: Progress) -> list[Section]:
     """What dials do together and alone, at states that the base visits; a slow part is told to ``report``."""
     names = [entry.key for entry in entries]
     half = round(REACH / STEP)
     asked = [{name: k * STEP} for name in names for k in range(-half, half + 1) if k]
     asked += [{a: 1.0, b: 1.0} for a, b in itertools.combinations(names, 2)]
-    with attach(stage.backbone, [entry.dial for entry in entries]) as attached:
-        told = Behaviour(stage, attached)
+    with attach(states.backbone, [entry.dial for entry in entries]) as attached:
+        told = Behaviour(states, attached)
         for k, positions in enumerate(asked):
             report(k, len(asked), "positions of the dials")
             told.change(positions)
         paths = [path(told, name, {}) for name in names]
         pairs = interactions(told, names, {})
-    where = f"at {len(stage.base)} states of {stage.scenes} scenes that the base visits"
+    where = f"at {len(states.base)} states of {states.scenes} scenes that the base visits"
     sections = [
         Section(
             "How straight is each dial?",
@@ -117,7 +119,7 @@ def _two(laws: Sequence[Measured]) -> list[Measured]:
 
 
 def order_in_time(
-    backbone: DiffusionBackbone, entries: Sequence[Entry], wanted: Sequence[Scene], how: Sampling, report: Report
+    backbone: DiffusionBackbone, entries: Sequence[Entry], wanted: Sequence[Scene], how: Sampling, report: Progress
 ) -> Section:
     """Whether it matters which dial is on in the first half of sampling and which in the second."""
     names = [entry.key for entry in entries]
@@ -145,7 +147,7 @@ def dose(
     judge: AttributeJudge,
     spare: Sequence[Scene],
     how: Sampling,
-    report: Report,
+    report: Progress,
 ) -> Section:
     """What a judge says of pictures over the dial, on held-out scenes of the slider's own concept.
 
@@ -198,7 +200,7 @@ def _weights(model: nn.Module, name: str) -> tuple[Tensor, Tensor | None]:
     return weight.cpu(), None if bias is None else bias.cpu()
 
 
-def explain(backbone: AbstractBackbone, entry: Entry, known: Sequence[Entry], report: Report) -> list[Section]:
+def explain(backbone: AbstractBackbone, entry: Entry, known: Sequence[Entry], report: Progress) -> list[Section]:
     """What an update is, where it lies, what it is most like, and what it reads and writes, as `sliders explain` says.
 
     Args:

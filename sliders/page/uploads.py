@@ -11,13 +11,13 @@ from safetensors import SafetensorError, safe_open
 
 from sliders import formats
 from sliders.algebra.slider import Hinge, Partial, Slider
-from sliders.attach import attach
 from sliders.backbones.base import AbstractBackbone
 from sliders.concept import Concept
 from sliders.errors import SliderError
 from sliders.formats import peft
 from sliders.formats.metadata import differs
 from sliders.page.safety import clean_name, clean_text
+from sliders.runtime.attach import attach
 
 _BELIEVED = (
     "sliders.effect", "sliders.dial_range", "sliders.base_model", "sliders.base_fingerprint", "sliders.eta",

@@ -11,11 +11,11 @@ import gradio as gr
 from gradio.blocks import Block
 
 from sliders.errors import SliderError
-from sliders.evaluation.plots import dial_label
 from sliders.page.library import Entry
-from sliders.page.painting import Report
+from sliders.page.painting import Progress as Told
 from sliders.page.requests import MOST_CHOSEN
 from sliders.page.turns import Superseded
+from sliders.report.drawing import dial_label
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -57,7 +57,7 @@ def _shown(error: SliderError) -> gr.Error:
     return gr.Error(html.escape(str(error)), duration=15, title="That did not work", print_exception=False)
 
 
-def told(progress: gr.Progress) -> Report:
+def told(progress: gr.Progress) -> Told:
     """A report that moves the page's progress bar."""
 
     def report(done: int, total: int, what: str) -> None:

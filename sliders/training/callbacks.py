@@ -10,16 +10,17 @@ import numpy as np
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from sliders.attach import Adapter, attach
 from sliders.backbones.base import DiffusionBackbone
 from sliders.console import say
 from sliders.errors import SliderError, check_at_least_1
-from sliders.evaluation.dose import dose_response
-from sliders.evaluation.judge import AttributeJudge
-from sliders.evaluation.plots import strip
-from sliders.evaluation.report import evaluate_dial, heldout_prompts, load_judge, write_report
-from sliders.evaluation.sampling import Sampling, check_sampling, sample_dial, scenes
-from sliders.paths import Source
+from sliders.evaluation.pictures.dose import dose_response
+from sliders.evaluation.pictures.judge import AttributeJudge
+from sliders.evaluation.pictures.report import evaluate_dial, heldout_prompts, load_judge, write_report
+from sliders.evaluation.pictures.sampling import Sampling, check_sampling, sample_dial, scenes
+from sliders.report.drawing import strip
+from sliders.resources.paths import Source
+from sliders.runtime.adapter import Adapter
+from sliders.runtime.attach import attach
 from sliders.training import stopping
 from sliders.training.module import SliderModule
 

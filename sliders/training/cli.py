@@ -17,8 +17,8 @@ from sliders.concept import Concept
 from sliders.console import hush_libraries, in_one_line, say
 from sliders.errors import SliderError, unwrapped
 from sliders.files import replacing
-from sliders.paths import called_here
-from sliders.shipped import DEFAULT_CONFIG, shipped, with_files
+from sliders.resources.paths import called_here
+from sliders.resources.shipped import DEFAULT_CONFIG, shipped, with_files
 from sliders.training import stopping
 from sliders.training.callbacks import SliderWriter, callbacks_of
 from sliders.training.checkpoints import CheckpointFiles, RunCheckpoint, read_newest

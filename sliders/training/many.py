@@ -1,7 +1,7 @@
 """Training several sliders: one process loads a base model once for all that are trained on it.
 
 They share the encoded prompts as well, and what the base says at the states that it leads to itself, with which every
-pool begins (`sliders.training.memory`): each slider is bit by bit what it is when it is trained alone.
+pool begins (`sliders.teacher.answers`): each slider is bit by bit what it is when it is trained alone.
 
 Each run is known by its key, a hash of its resolved config and concept, and lives in ``<runs>/<name>-<key>/``.  A run
 is finished when `done.json` is there, which appears last and whole.  Workers share nothing but these folders: each
@@ -26,12 +26,12 @@ from sliders.backbones.base import AbstractBackbone
 from sliders.console import hush_libraries, say
 from sliders.errors import SliderError
 from sliders.files import write_text
-from sliders.shipped import config_place
+from sliders.resources.shipped import config_place
+from sliders.teacher.answers import AnswerCache
 from sliders.training import stopping
 from sliders.training.checkpoints import previous, read_newest
 from sliders.training.cli import SliderCLI
 from sliders.training.folder import claimed, saved_slider
-from sliders.training.memory import Memory
 from sliders.training.settings import by_content, resolved
 
 _PLACES = (
@@ -134,7 +134,7 @@ class Worker:
     def _work(self, first: int) -> list[str]:
         if self.threads is not None:
             torch.set_num_threads(self.threads)
-        bases: dict[str, tuple[AbstractBackbone, Memory]] = {}
+        bases: dict[str, tuple[AbstractBackbone, AnswerCache]] = {}
         trained: list[str] = []
         left = self.runs[first:] + self.runs[:first]
         for wait in (False, True):  # what another process is at is ours if that process dies
@@ -154,7 +154,7 @@ class Worker:
         return DelayedSubmission(self, first)
 
 
-def _try(run: Run, bases: dict[str, tuple[AbstractBackbone, Memory]]) -> bool:
+def _try(run: Run, bases: dict[str, tuple[AbstractBackbone, AnswerCache]]) -> bool:
     """Train one slider, or say why not."""
     try:
         _train(run, bases)
@@ -167,12 +167,12 @@ def _try(run: Run, bases: dict[str, tuple[AbstractBackbone, Memory]]) -> bool:
     return True
 
 
-def _train(run: Run, bases: dict[str, tuple[AbstractBackbone, Memory]]) -> None:
+def _train(run: Run, bases: dict[str, tuple[AbstractBackbone, AnswerCache]]) -> None:
     """Train one slider, from its last checkpoint if there is one, on a base that may be in memory already."""
     began = time.monotonic()
     cli = SliderCLI([*run.arguments, *_from_last(run)], folder=run.folder)
     module = cli.model
-    module.backbone, module.memory = bases.setdefault(run.base, (module.backbone, Memory()))
+    module.backbone, module.answers = bases.setdefault(run.base, (module.backbone, AnswerCache()))
     try:
         cli.fit()
         saved = saved_slider(run.folder, cli.datamodule.concept.name)

@@ -12,20 +12,20 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from sliders.algebra.slider import Slider
-from sliders.attach import Adapter
 from sliders.backbones.base import AbstractBackbone
+from sliders.backbones.reading import check_read, short
 from sliders.batch import repeat, widened
 from sliders.concept import Concept
 from sliders.errors import SliderError, SliderWarning
 from sliders.formats.metadata import describe
 from sliders.losses.erasure import AbstractLoss, Prediction, progress
 from sliders.losses.preservation import Preservation
-from sliders.reading import check_read, short
+from sliders.runtime.adapter import Adapter
+from sliders.teacher.answers import AnswerCache
+from sliders.teacher.teacher import Teacher
 from sliders.training.checks import base_precision, check_number, check_optimizer, check_trainer
 from sliders.training.data import ConceptData, StepBatch
-from sliders.training.memory import Memory
 from sliders.training.states import StateSource
-from sliders.training.teacher import Teacher
 
 
 class SliderModule(L.LightningModule):
@@ -72,7 +72,7 @@ class SliderModule(L.LightningModule):
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.adapter: Adapter | None = None
         self.teacher: Teacher | None = None
-        self.memory: Memory | None = None  # shared with other trainings on this backbone, if there are any
+        self.answers: AnswerCache | None = None  # shared with other trainings on this backbone, if there are any
         self.measured: dict[str, str] = {}
         self.strict_loading = False
         self._dial = torch.zeros(0)  # of the step's rows
@@ -127,7 +127,7 @@ class SliderModule(L.LightningModule):
         assert not isinstance(concept.preserve, Path | str)  # files have been read
         check_read(self.backbone, [*asked, *(concept.preserve or ())])
         with self.trainer.precision_plugin.forward_context():  # what teacher and student read is computed alike
-            self.teacher = Teacher(self.backbone, concept, self.adapter, self.memory)
+            self.teacher = Teacher(self.backbone, concept, self.adapter, self.answers)
         self._checked = False
         for prompt in self.teacher.contradictions():
             text = f"concept {concept.name!r}: {short(prompt)} is to be preserved, but is a target that is to be moved"

@@ -7,15 +7,15 @@ from typing import Literal, get_args
 
 import torch
 
-from sliders.attach import Adapter
 from sliders.backbones.base import AbstractBackbone
-from sliders.backbones.causal_lm import CausalLMBackbone, Steering
+from sliders.backbones.language.model import CausalLMBackbone, Steering
 from sliders.batch import TensorBatch, join, rows, take
 from sliders.concept import read_prompts
 from sliders.errors import SliderError
+from sliders.runtime.adapter import Adapter
+from sliders.teacher.teacher import Teacher
 from sliders.training.data import StepBatch
 from sliders.training.states import Lesson, Pooled, choose_question
-from sliders.training.teacher import Teacher
 
 Voice = Literal["target", "positive", "negative", "slider", "steered"]
 """Who says a response: the model under one of the concept's instructions, or under the target with the slider on, or

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sliders.attach import Adapter
 from sliders.backbones.base import DiffusionBackbone
 from sliders.batch import TensorBatch, join, take
 from sliders.errors import SliderError
+from sliders.runtime.adapter import Adapter
+from sliders.teacher.teacher import Teacher
 from sliders.training.data import StepBatch
-from sliders.training.teacher import Teacher
 
 
 @dataclass(frozen=True)

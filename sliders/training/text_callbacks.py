@@ -6,20 +6,15 @@ from pathlib import Path
 import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from sliders.attach import Adapter
 from sliders.concept import read_prompts
 from sliders.console import say
 from sliders.errors import SliderError
-from sliders.evaluation.knowledge import Facts, evaluate_erasure, write_erasure_report
-from sliders.evaluation.lexical import read
-from sliders.evaluation.text import (
-    BETWEEN,
-    Speaking,
-    evaluate_text,
-    heldout_messages,
-    say_over_dial,
-    write_text_report,
-)
+from sliders.evaluation.texts.dose import BETWEEN, evaluate_text, heldout_messages
+from sliders.evaluation.texts.knowledge import Facts, evaluate_erasure, write_erasure_report
+from sliders.evaluation.texts.report import write_text_report
+from sliders.evaluation.texts.sampling import Speaking, say_over_dial
+from sliders.evaluation.texts.scores import read
+from sliders.runtime.adapter import Adapter
 from sliders.training.callbacks import AbstractProbe, AbstractReport, run_folder, write_slider
 from sliders.training.module import SliderModule
 from sliders.training.responses import speaker

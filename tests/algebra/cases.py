@@ -7,10 +7,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sliders.algebra import elements
+from sliders.algebra import closed_forms as elements
+from sliders.algebra.closed_forms import (
+    erase_input,
+    erase_output,
+    onto,
+    redirect,
+    steer_input,
+    steer_output,
+    write,
+)
 from sliders.algebra.edit import Affine
 from sliders.algebra.element import Element
-from sliders.algebra.elements import erase_input, erase_output, onto, redirect, steer_input, steer_output, write
 from sliders.algebra.lowrank import LowRank
 from tests.factory import lowrank, normal
 

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
+from sliders.algebra.closed_forms import erase_output, onto
 from sliders.algebra.distance import distance, size
 from sliders.algebra.edit import Affine, Chain, Edit, Identity, Nonlinear, Translation
 from sliders.algebra.element import Element, unit_extremes, unit_singular_values
-from sliders.algebra.elements import erase_output, onto
 from sliders.algebra.laws import is_idempotent, is_invertible
 from sliders.algebra.lowrank import LowRank
 from sliders.errors import SliderError

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
+from sliders.algebra.closed_forms import erase_output, onto
 from sliders.algebra.edit import Affine, Edit, Translation
-from sliders.algebra.elements import erase_output, onto
 from sliders.errors import SliderError
 from tests.factory import lowrank, normal
 

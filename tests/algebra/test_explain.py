@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from sliders.algebra.change import Change, between, of_factors
+from sliders.algebra.closed_forms import erase_output, onto, redirect, steer_input, steer_output
 from sliders.algebra.edit import Translation
 from sliders.algebra.element import Element
-from sliders.algebra.elements import erase_output, onto, redirect, steer_input, steer_output
-from sliders.algebra.explain import Inputs, Verdict, judge, matches, powers
+from sliders.algebra.explain import Inputs, Verdict, diagnose, matches, powers
 from sliders.algebra.kinds import fits
 from sliders.algebra.lowrank import LowRank
 from sliders.algebra.nearest import nearest
@@ -68,7 +68,7 @@ def one_kind(verdict: Verdict) -> str:
 )
 def test_one_layer(method: str, shape: tuple[int, ...], kind: str) -> None:
     changes = told([drawn(method, shape)])
-    verdict = judge(changes)
+    verdict = diagnose(changes)
     assert one_kind(verdict) == kind
     rank = 1 if method in ("steering", "input steering", "ablation", "rome") else 2
     assert verdict.parts[0].rank == rank
@@ -80,13 +80,13 @@ def test_one_layer(method: str, shape: tuple[int, ...], kind: str) -> None:
 @pytest.mark.parametrize(("method", "shape"), [("leace", TALL), ("input leace", WIDE), ("uce", WIDE), ("uce", SQUARE)])
 def test_what_one_weight_does_not_tell_is_not_told(method: str, shape: tuple[int, ...]) -> None:
     """Statement 2: a weight with fewer rows than columns has every update of its columns' space as a right factor."""
-    assert one_kind(judge(told([drawn(method, shape)]))) == "translation"
+    assert one_kind(diagnose(told([drawn(method, shape)]))) == "translation"
 
 
 @pytest.mark.parametrize("method", ["leace", "input leace"])
 def test_the_side_of_a_projection_of_a_square_weight_is_not_told(method: str) -> None:
     """Statement 3: ``(I - P) W = W (I - W^-1 P W)``."""
-    part = judge(told([drawn(method, SQUARE)])).parts[0]
+    part = diagnose(told([drawn(method, SQUARE)])).parts[0]
     assert {part.kind, *part.also} == {"right projection", "left projection about a mean"}
 
 
@@ -106,17 +106,17 @@ def test_layers_that_share_a_factor_tell_what_one_does_not(dtype: torch.dtype) -
     shapes = [(12, IN), (20, IN), (16, IN)]
     right = uce_factor(IN)
     elements = [Element.of(shape, right=right) for shape in shapes]
-    verdict = judge(told(elements, dtype))
+    verdict = diagnose(told(elements, dtype))
     assert one_kind(verdict) == "right factor"
     assert len(verdict.parts[0].modules) == 3
     assert verdict.parts[0].rank == 2
     apart = [Element.of(shape, right=uce_factor(IN, 10 * k)) for k, shape in enumerate(shapes)]
-    assert one_kind(judge(told(apart, dtype))) == "translation"  # control: each has its own
+    assert one_kind(diagnose(told(apart, dtype))) == "translation"  # control: each has its own
 
 
 def test_one_direction_ablated_from_all_layers_that_write_it_is_one_part() -> None:
     v, shapes = normal(IN, 1, seed=5), [(IN, 30), (IN, IN), *[(IN, 12)] * 20]
-    verdict = judge(told([erase_output(onto(v), None, shape) for shape in shapes]))
+    verdict = diagnose(told([erase_output(onto(v), None, shape) for shape in shapes]))
     assert one_kind(verdict) == "left orthogonal projection"
     assert len(verdict.parts[0].modules) == len(shapes)
     assert verdict.parts[0].fit is not None
@@ -127,9 +127,9 @@ def test_one_direction_ablated_from_all_layers_that_write_it_is_one_part() -> No
 def test_a_vector_added_to_what_layers_read_is_one_shift() -> None:
     """``b -> b + W v`` in three narrow layers, of which none tells it alone."""
     v, shapes = normal(IN, seed=5), [(12, IN), (10, IN), (16, IN)]
-    verdict = judge(told([steer_input(v, shape) for shape in shapes]))
+    verdict = diagnose(told([steer_input(v, shape) for shape in shapes]))
     assert one_kind(verdict) == "input shift"
-    other = judge(told([steer_output(normal(shape[0], seed=k), shape) for k, shape in enumerate(shapes)]))
+    other = diagnose(told([steer_output(normal(shape[0], seed=k), shape) for k, shape in enumerate(shapes)]))
     assert one_kind(other) == "bias shift"  # control
 
 
@@ -140,7 +140,7 @@ def test_a_mixture_is_taken_apart() -> None:
         drawn("steering", (10, 7)),
         drawn("translation", (26, 28)),
     ]
-    verdict = judge(told(elements))
+    verdict = diagnose(told(elements))
     found = {part.kind: len(part.modules) for part in verdict.parts}
     assert found == {"left projection about a mean": 1, "right factor": 2, "bias shift": 1, "translation": 1}
     assert sum(part.share for part in verdict.parts) == pytest.approx(1)
@@ -161,17 +161,17 @@ def many(update: Callable[[Tensor, int], Tensor], dtype: torch.dtype = torch.flo
 
 def test_random_updates_are_called_random_and_trained_ones_not() -> None:
     size = 0.05
-    trained = judge(many(lambda w, k: size * like(w, 2, k).dense() / like(w, 2, k).norm()))
+    trained = diagnose(many(lambda w, k: size * like(w, 2, k).dense() / like(w, 2, k).norm()))
     assert one_kind(trained) == "translation"
     assert trained.alignment is not None
     assert not trained.alignment.by_chance
-    factors = judge(many(lambda w, k: size * lowrank((48, 40), 2, k).dense() / lowrank((48, 40), 2, k).norm()))
+    factors = diagnose(many(lambda w, k: size * lowrank((48, 40), 2, k).dense() / lowrank((48, 40), 2, k).norm()))
     assert one_kind(factors) == "random"
     assert factors.parts[0].rank == 2
-    dense = judge(many(lambda w, k: size * normal(48, 40, seed=k) / (48 * 40) ** 0.5))
+    dense = diagnose(many(lambda w, k: size * normal(48, 40, seed=k) / (48 * 40) ** 0.5))
     assert one_kind(dense) == "random"
     assert dense.parts[0].rank == 0
-    stored = judge([between("fc", w := layer((48, 40), 1)[0], w.bfloat16())])
+    stored = diagnose([between("fc", w := layer((48, 40), 1)[0], w.bfloat16())])
     assert one_kind(stored) == "rounding"
 
 
@@ -179,7 +179,7 @@ def test_the_same_verdict_in_every_gauge_and_without_the_dense_weights() -> None
     weights = [layer((30, IN), k)[0] for k in range(2)]
     moved = [Element.of((30, IN), right=uce_factor(IN)).displacement(w, None) for w in weights]
     verdicts = [
-        judge([of_factors(f"fc{k}", part, w) for k, (part, w) in enumerate(zip(parts, weights, strict=True))])
+        diagnose([of_factors(f"fc{k}", part, w) for k, (part, w) in enumerate(zip(parts, weights, strict=True))])
         for parts in (moved, [in_gauge(part, 3) for part in moved], [part + in_gauge(part, 4) * 0.0 for part in moved])
     ]
     assert {verdict.kind for verdict in verdicts} == {"right factor"}
@@ -190,7 +190,7 @@ def test_the_same_verdict_in_every_gauge_and_without_the_dense_weights() -> None
 
 
 def test_without_a_base_no_kind_is_claimed() -> None:
-    verdict = judge([of_factors("fc", lowrank((30, 20), 3, 1))])
+    verdict = diagnose([of_factors("fc", lowrank((30, 20), 3, 1))])
     assert one_kind(verdict) == "translation"
     assert verdict.parts[0].rank == 3
     assert "not known" in verdict.parts[0].evidence
@@ -222,12 +222,12 @@ def test_keys_tell_a_write_from_other_updates_of_its_rank(seed: int) -> None:
         assert (float(found[-1]) > 59.9) is (kind == "write")  # of 60 inputs
         assert float(found[:-1].max()) < 25
         if kind != "random":  # so few directions are not called random by the weights
-            assert one_kind(judge([change], lambda modules: dict.fromkeys(modules, read))) == kind
-    verdict = judge([written], lambda modules: dict.fromkeys(modules, read))
+            assert one_kind(diagnose([change], lambda modules: dict.fromkeys(modules, read))) == kind
+    verdict = diagnose([written], lambda modules: dict.fromkeys(modules, read))
     assert "the keys of France:" in verdict.parts[0].evidence
-    assert one_kind(judge([written])) == "translation"  # control: without what it reads it cannot be known
+    assert one_kind(diagnose([written])) == "translation"  # control: without what it reads it cannot be known
     blind = Inputs(c, read.words[:-1], others)
-    assert one_kind(judge([written], lambda modules: dict.fromkeys(modules, blind))) != "write"
+    assert one_kind(diagnose([written], lambda modules: dict.fromkeys(modules, blind))) != "write"
 
 
 @pytest.mark.parametrize(("power", "seed"), itertools.product((0, 1), range(3)))

@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from sliders.algebra import elements
+from sliders.algebra import closed_forms as elements
+from sliders.algebra.closed_forms import erase_output, onto, redirect, steer_input, steer_output
 from sliders.algebra.distance import distance, size
 from sliders.algebra.edit import Affine, Identity, Translation
 from sliders.algebra.element import Element
-from sliders.algebra.elements import erase_output, onto, redirect, steer_input, steer_output
 from sliders.algebra.laws import commutes, is_group, is_idempotent, is_invertible
 from sliders.algebra.lowrank import LowRank
 from sliders.algebra.slider import Partial

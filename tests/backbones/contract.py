@@ -15,10 +15,11 @@ import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, EulerDiscreteScheduler, PNDMScheduler
 from torch import Tensor, nn
 
-from sliders.attach import Adapter, editable_modules
 from sliders.backbones.base import AbstractBackbone, DiffusionBackbone, guided
 from sliders.batch import TensorBatch, join, rows, take
 from sliders.errors import SliderError
+from sliders.runtime.adapter import Adapter
+from sliders.runtime.layers import editable_modules
 from tests import tiny
 
 PROMPTS = ["a person", "a happy person", "", "a dog with a hat"]

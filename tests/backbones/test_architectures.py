@@ -14,10 +14,12 @@ from torch.testing import assert_close
 
 from sliders.algebra.edit import Translation
 from sliders.algebra.slider import Slider
-from sliders.attach import Adapter, attach, weight_shape
-from sliders.backbones.causal_lm import CausalLMBackbone
+from sliders.backbones.language.model import CausalLMBackbone
 from sliders.batch import Layout, TensorBatch, repeat, tile
 from sliders.errors import SliderError
+from sliders.runtime.adapter import Adapter
+from sliders.runtime.attach import attach
+from sliders.runtime.layers import weight_shape
 from tests.architectures import architecture
 from tests.backbones.contract import randomize, row
 from tests.factory import lowrank
@@ -174,7 +176,7 @@ def test_opt_by_divisibility_is_wrong_by_as_much_as_the_dial_does(
     with how(backbone) as turn:
         effect, error = compared(whole(backbone), turn, state, asked)
         assert error < 1e-4 * effect
-        for module in ("sliders.attach", "sliders.dials"):
+        for module in ("sliders.runtime.attach", "sliders.runtime.dials"):
             monkeypatch.setattr(sys.modules[module], "of_rows", by_divisibility)
         effect, error = compared(whole(backbone), turn, state, asked)
     assert error > 0.5 * effect

@@ -12,14 +12,16 @@ from safetensors.torch import load_file, save_file
 from sliders.algebra.edit import Translation
 from sliders.algebra.lowrank import LowRank
 from sliders.algebra.slider import Slider
-from sliders.attach import Adapter, baked, weight_shape
 from sliders.backbones import fingerprint
-from sliders.backbones.causal_lm import CausalLMBackbone
 from sliders.backbones.fingerprint import hash_files, hash_tensors
+from sliders.backbones.language.model import CausalLMBackbone
 from sliders.backbones.placement import Precision
 from sliders.backbones.unet import UNetBackbone
 from sliders.errors import SliderError
 from sliders.formats.metadata import check_base, check_one_base, describe_composed, differs
+from sliders.runtime.adapter import Adapter
+from sliders.runtime.baking import baked
+from sliders.runtime.layers import weight_shape
 from tests import tiny, tiny_lm
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from sliders.backbones import placement
 from sliders.backbones.base import AbstractBackbone
-from sliders.backbones.causal_lm import CausalLMBackbone
+from sliders.backbones.language.model import CausalLMBackbone
 from sliders.backbones.placement import Placement, stored
 from sliders.backbones.sdxl import SDXLBackbone
 from sliders.backbones.unet import UNetBackbone
@@ -202,7 +202,7 @@ class TestVariants:
             raise OSError("it is not fetched here")
 
         monkeypatch.setattr(DiffusionPipeline, "download", refuse)
-        monkeypatch.setattr("sliders.backbones.causal_lm.AutoTokenizer.from_pretrained", refuse)
+        monkeypatch.setattr("sliders.backbones.language.model.AutoTokenizer.from_pretrained", refuse)
         with pytest.raises(SliderError, match="not fetched"):
             KINDS[kind][1]("some/model", revision="v2", variant="fp16").load()
         assert asked["revision"] == "v2"

@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from sliders.attach import Adapter, attach
 from sliders.backbones.base import AbstractBackbone
 from sliders.backbones.unet import UNetBackbone
 from sliders.errors import SliderError
+from sliders.runtime.adapter import Adapter
+from sliders.runtime.attach import attach
 from tests import tiny
 from tests.backbones.contract import LatentDiffusionContract
 from tests.factory import slider

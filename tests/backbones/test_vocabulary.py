@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from sliders.backbones.causal_lm import CausalLMBackbone
+from sliders.backbones.language.model import CausalLMBackbone
 from sliders.backbones.sdxl import SDXLBackbone
 from sliders.backbones.unet import UNetBackbone
 from sliders.errors import SliderError

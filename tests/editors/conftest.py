@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sliders.backbones.causal_lm import CausalLMBackbone
+from sliders.backbones.language.model import CausalLMBackbone
 from sliders.concept import Concept
 from tests import tiny, tiny_lm
 from tests.editors import facts

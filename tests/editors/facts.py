@@ -4,9 +4,9 @@ from pathlib import Path
 
 import torch
 
-from sliders.backbones.causal_lm import CausalLMBackbone
-from sliders.editors.covariance import Covariance
+from sliders.backbones.language.model import CausalLMBackbone
 from sliders.editors.search import Prefixes, Search
+from sliders.language.covariance import Covariance
 from tests import tiny, tiny_lm
 
 LINES = [*tiny_lm.TEXT, "the hat of the dog is long", "a good day, a sad day; tell me more about you and the hat"]

@@ -11,12 +11,12 @@ from torch.testing import assert_close
 from sliders.algebra.distance import distance
 from sliders.algebra.edit import Affine
 from sliders.algebra.laws import commutes, is_idempotent, is_invertible
-from sliders.attach import baked
-from sliders.backbones.causal_lm import CausalLMBackbone
+from sliders.backbones.language.model import CausalLMBackbone
 from sliders.concept import Concept
 from sliders.editors.ablation import Ablation, ablate
 from sliders.editors.contrast import Saying, after_blocks, answer, mean_difference, writers
 from sliders.errors import SliderError
+from sliders.runtime.baking import baked
 from tests.factory import normal
 
 

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from sliders import cli, cli_edit, editors, formats
-from sliders.attach import attach
-from sliders.backbones.causal_lm import CausalLMBackbone
+from sliders import editors, formats
+from sliders.backbones.language.model import CausalLMBackbone
+from sliders.cli import edit as cli_edit
+from sliders.cli import main as cli
+from sliders.runtime.attach import attach
 from tests import tiny, tiny_lm
 from tests.commands import ROOT, run
 

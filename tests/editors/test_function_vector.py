@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from sliders.attach import baked, weight_shape
-from sliders.backbones.causal_lm import CausalLMBackbone
+from sliders.backbones.language.model import CausalLMBackbone
 from sliders.editors.contrast import writer
 from sliders.editors.function_vector import FunctionVector, attention_outputs, head_effects, mean_heads
-from sliders.editors.recall import outputs, run
 from sliders.errors import SliderError
-from sliders.evaluation.in_context import Task, first_tokens, next_tokens
+from sliders.language.in_context import Task, first_tokens, next_tokens
+from sliders.language.recall import outputs, run
+from sliders.runtime.baking import baked
+from sliders.runtime.layers import weight_shape
 from tests.editors import facts
 from tests.factory import normal
 

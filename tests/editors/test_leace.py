@@ -11,17 +11,17 @@ from concept_erasure import LeaceFitter
 from torch import Tensor
 from torch.testing import assert_close
 
+from sliders.algebra.closed_forms import erase_output
 from sliders.algebra.distance import distance, size
 from sliders.algebra.edit import Affine
-from sliders.algebra.elements import erase_output
 from sliders.algebra.laws import commutes, is_idempotent, is_invertible
 from sliders.algebra.lowrank import LowRank
-from sliders.attach import baked
-from sliders.backbones.causal_lm import CausalLMBackbone
+from sliders.backbones.language.model import CausalLMBackbone
 from sliders.concept import Concept
 from sliders.editors.contrast import Answers, Saying, answer, at_layer, contrast, writer, writers
 from sliders.editors.leace import LEACE
 from sliders.errors import SliderError
+from sliders.runtime.baking import baked
 from tests.factory import normal
 
 

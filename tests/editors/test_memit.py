@@ -8,17 +8,17 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from sliders.algebra.closed_forms import memit_gains
 from sliders.algebra.distance import distance, size
 from sliders.algebra.edit import Affine
-from sliders.algebra.elements import memit_gains
 from sliders.algebra.laws import is_idempotent, is_invertible
-from sliders.attach import baked
-from sliders.backbones.causal_lm import CausalLMBackbone
+from sliders.backbones.language.model import CausalLMBackbone
 from sliders.editors.contrast import writer
-from sliders.editors.facts import read_rewrites
 from sliders.editors.memit import MEMIT
-from sliders.editors.recall import keys, outputs, run, written
 from sliders.errors import SliderError
+from sliders.language.facts import read_rewrites
+from sliders.language.recall import keys, outputs, run, written
+from sliders.runtime.baking import baked
 from tests.editors import facts
 from tests.factory import normal
 

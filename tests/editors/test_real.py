@@ -7,19 +7,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from sliders import cli, formats
+from sliders import formats
 from sliders.algebra.edit import Factored
-from sliders.attach import baked
-from sliders.backbones.causal_lm import CausalLMBackbone
+from sliders.backbones.language.model import CausalLMBackbone
 from sliders.backbones.unet import UNetBackbone
+from sliders.cli import main as cli
 from sliders.concept import BETWEEN, Concept, read_prompts
 from sliders.editors.ablation import ablate
 from sliders.editors.contrast import Saying, answer, at_layer, contrast
 from sliders.editors.task_vector import TaskVector
 from sliders.editors.uce import UCE
-from sliders.evaluation.judge import AttributeJudge
-from sliders.evaluation.sampling import Sampling, sample, scenes
-from sliders.evaluation.text import log_odds
+from sliders.evaluation.pictures.judge import AttributeJudge
+from sliders.evaluation.pictures.sampling import Sampling, sample, scenes
+from sliders.evaluation.texts.dose import log_odds
+from sliders.runtime.baking import baked
 from tests.commands import ROOT, run
 from tests.editors.probe import probe_accuracy
 from tests.factory import normal

@@ -7,16 +7,18 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from sliders.algebra.closed_forms import rome_gains
 from sliders.algebra.edit import Affine, Translation
-from sliders.algebra.elements import rome_gains
 from sliders.algebra.laws import commutes, is_idempotent, is_invertible
 from sliders.algebra.slider import Slider
-from sliders.attach import attach, baked, weight_shape
-from sliders.backbones.causal_lm import CausalLMBackbone
+from sliders.backbones.language.model import CausalLMBackbone
 from sliders.editors.contrast import writer
-from sliders.editors.recall import keys, outputs, written
 from sliders.editors.rome import ROME
 from sliders.errors import SliderError
+from sliders.language.recall import keys, outputs, written
+from sliders.runtime.attach import attach
+from sliders.runtime.baking import baked
+from sliders.runtime.layers import weight_shape
 from tests.editors import facts
 from tests.factory import lowrank, normal
 

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from sliders.backbones.causal_lm import CausalLMBackbone
+from sliders.backbones.language.model import CausalLMBackbone
 from sliders.editors.contrast import writer
-from sliders.editors.facts import read_rewrites
-from sliders.editors.recall import Asked, answering, keys, outputs
 from sliders.editors.search import ESSENCE, Prefixes, Retold
 from sliders.errors import SliderError
+from sliders.language.facts import read_rewrites
+from sliders.language.recall import Asked, answering, keys, outputs
 from tests.editors import facts
 from tests.factory import normal
 

@@ -5,12 +5,13 @@ import torch
 from torch import Tensor
 
 from sliders.algebra.laws import commutes
-from sliders.attach import baked, weight_shape
-from sliders.backbones.causal_lm import CausalLMBackbone
+from sliders.backbones.language.model import CausalLMBackbone
 from sliders.concept import Concept
 from sliders.editors.contrast import Saying, writer
 from sliders.editors.steering import fit_steering
 from sliders.errors import SliderError
+from sliders.runtime.baking import baked
+from sliders.runtime.layers import weight_shape
 
 
 def hidden(model: CausalLMBackbone, prompt: str, layers: list[int]) -> Tensor:

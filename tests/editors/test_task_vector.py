@@ -9,12 +9,14 @@ from torch.testing import assert_close
 
 from sliders.algebra.edit import Affine, Factored, Translation
 from sliders.algebra.slider import Slider
-from sliders.attach import attach, baked, layer_weights
-from sliders.backbones.causal_lm import CausalLMBackbone
+from sliders.backbones.language.model import CausalLMBackbone
 from sliders.backbones.unet import UNetBackbone
 from sliders.editors.task_vector import TaskVector
 from sliders.errors import SliderError
 from sliders.formats import diffusers
+from sliders.runtime.attach import attach
+from sliders.runtime.baking import baked
+from sliders.runtime.layers import layer_weights
 from tests import tiny, tiny_lm
 from tests.factory import slider
 

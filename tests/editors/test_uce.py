@@ -12,10 +12,11 @@ from torch.testing import assert_close
 from sliders.algebra.distance import distance
 from sliders.algebra.edit import Affine
 from sliders.algebra.laws import commutes, is_invertible
-from sliders.attach import baked, layer_weights
 from sliders.backbones.unet import UNetBackbone
 from sliders.editors.uce import UCE
 from sliders.errors import SliderError
+from sliders.runtime.baking import baked
+from sliders.runtime.layers import layer_weights
 from tests import tiny
 from tests.factory import normal
 

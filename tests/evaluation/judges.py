@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from sliders.evaluation.judge import AttributeJudge
+from sliders.evaluation.pictures.judge import AttributeJudge
 
 
 class ColorJudge(AttributeJudge):

@@ -11,7 +11,7 @@ from sliders.algebra.lowrank import LowRank
 from sliders.algebra.slider import Slider
 from sliders.backbones.base import AbstractBackbone, TargetGroup
 from sliders.batch import TensorBatch
-from sliders.evaluation.stages import Stage
+from sliders.studies.base_states import BaseStates
 from tests.factory import lowrank, normal
 
 SCENES = 8
@@ -60,14 +60,14 @@ class Toy(AbstractBackbone):
         return []
 
 
-def stage(model: Toy, batch: int = 5) -> Stage:
+def states(model: Toy, batch: int = 5) -> BaseStates:
     """Three states of each scene."""
     x = normal(3 * SCENES, 6, seed=9)
     prompts = [f"{k % SCENES / 10}" for k in range(3 * SCENES)]
     base = model.predict({"x": x}, model.encode(prompts)).float()
     scene = torch.arange(3 * SCENES) % SCENES
     weight = torch.ones((), dtype=torch.float64)
-    return Stage(model, {"x": x}, prompts, scene, [""], torch.zeros_like(scene), base, weight, batch)
+    return BaseStates(model, {"x": x}, prompts, scene, [""], torch.zeros_like(scene), base, weight, batch)
 
 
 def on(layer: str, name: str, seed: int = 0, rank: int = 2, scale: float = 1.0) -> Slider:

@@ -12,15 +12,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from sliders.algebra.closed_forms import steer_output
 from sliders.algebra.edit import Affine, Edit, Translation
-from sliders.algebra.elements import steer_output
 from sliders.algebra.lowrank import LowRank
 from sliders.algebra.slider import Slider
-from sliders.attach import attach, baked, weight_shape
-from sliders.backbones.causal_lm import CausalLMBackbone
+from sliders.backbones.language.model import CausalLMBackbone
 from sliders.backbones.sdxl import SDXLBackbone
 from sliders.backbones.unet import UNetBackbone
 from sliders.errors import SliderError
+from sliders.runtime.attach import attach
+from sliders.runtime.baking import baked
+from sliders.runtime.layers import weight_shape
 from tests import tiny, tiny_lm
 
 Backbone = UNetBackbone | CausalLMBackbone

@@ -6,13 +6,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sliders.attach import editable_modules, layer_weights
 from sliders.backbones.base import AbstractBackbone
-from sliders.backbones.causal_lm import CausalLMBackbone
+from sliders.backbones.language.model import CausalLMBackbone
 from sliders.backbones.sdxl import SDXLBackbone
 from sliders.backbones.unet import UNetBackbone
 from sliders.formats.checkpoint import Checkpoint, differences
 from sliders.formats.stored import places
+from sliders.runtime.layers import editable_modules, layer_weights
 from tests import tiny, tiny_lm
 
 LANGUAGE = ["gpt2", "llama", "qwen2", "neox"]

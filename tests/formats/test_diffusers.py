@@ -17,15 +17,16 @@ from torch.testing import assert_close
 
 from sliders.algebra.edit import Translation
 from sliders.algebra.slider import Slider
-from sliders.attach import attach, editable_modules
 from sliders.backbones.sdxl import SDXLBackbone
 from sliders.backbones.unet import UNetBackbone
 from sliders.concept import Concept
 from sliders.errors import SliderError
-from sliders.evaluation.sampling import Sampling, Scene, sample
+from sliders.evaluation.pictures.sampling import Sampling, Scene, sample
 from sliders.formats import diffusers as slider_file
 from sliders.formats import tensors
 from sliders.formats.metadata import concept_of, describe
+from sliders.runtime.attach import attach
+from sliders.runtime.layers import editable_modules
 from tests import tiny
 from tests.factory import lowrank, slider
 

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 
 from sliders import formats
-from sliders.attach import check_names
-from sliders.cli_defaults import listed, one_each, some
+from sliders.cli.defaults import listed, one_each, some
 from sliders.errors import SliderError
 from sliders.formats import diffusers, hinge, tensors
 from sliders.formats.given import given
 from sliders.formats.metadata import check_name
+from sliders.runtime.attach import check_names
 from tests.formats.test_diffusers import plain
 
 

@@ -16,11 +16,11 @@ from torch.testing import assert_close
 
 from sliders import formats
 from sliders.algebra.edit import Translation
-from sliders.attach import attach
 from sliders.errors import SliderError
-from sliders.evaluation.sampling import sample
+from sliders.evaluation.pictures.sampling import sample
 from sliders.formats import diffusers as slider_file
 from sliders.formats import naming
+from sliders.runtime.attach import attach
 from tests import tiny
 from tests.factory import slider
 from tests.formats.test_diffusers import CONV, HOW, SCENES, SEEN, TINY, TO_K, TO_Q, pictures, same, tiny_parts, write

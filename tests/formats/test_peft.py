@@ -19,12 +19,12 @@ from transformers import AutoModelForCausalLM
 from sliders import formats
 from sliders.algebra.edit import Translation
 from sliders.algebra.slider import Slider
-from sliders.attach import attach
-from sliders.backbones.causal_lm import CausalLMBackbone
+from sliders.backbones.language.model import CausalLMBackbone
 from sliders.concept import Concept
 from sliders.errors import SliderError
 from sliders.formats import peft, tensors
 from sliders.formats.metadata import concept_of, describe
+from sliders.runtime.attach import attach
 from tests import tiny, tiny_lm
 from tests.factory import lowrank
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from sliders.losses.erasure import ErasureLoss, Prediction, progress, steer
+from sliders.formula import steer
+from sliders.losses.erasure import ErasureLoss, Prediction, progress
 from tests.factory import normal
 
 

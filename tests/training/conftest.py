@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from sliders.attach import Adapter
 from sliders.backbones.base import AbstractBackbone
 from sliders.backbones.unet import UNetBackbone
+from sliders.runtime.adapter import Adapter
 from tests import tiny
 from tests.training import runs
 

@@ -12,12 +12,12 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
-from sliders.attach import Adapter
 from sliders.backbones.base import AbstractBackbone
 from sliders.backbones.unet import UNetBackbone
 from sliders.batch import TensorBatch, rows
 from sliders.concept import Concept
 from sliders.losses.erasure import ErasureLoss
+from sliders.runtime.adapter import Adapter
 from sliders.training.data import ConceptData, StepBatch
 from sliders.training.module import SliderModule
 from sliders.training.states import Pool, StateSource

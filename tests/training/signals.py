@@ -6,7 +6,7 @@ from typing import Any
 
 import lightning as L
 
-from sliders.attach import Adapter
+from sliders.runtime.adapter import Adapter
 from sliders.training.callbacks import AbstractReport
 from sliders.training.module import SliderModule
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
-from sliders.attach import Adapter
 from sliders.backbones.unet import UNetBackbone
 from sliders.concept import Concept, Measure
 from sliders.errors import SliderError
-from sliders.evaluation.judge import AttributeJudge
-from sliders.evaluation.sampling import Sampling
+from sliders.evaluation.pictures.judge import AttributeJudge
+from sliders.evaluation.pictures.sampling import Sampling
 from sliders.formats import diffusers as slider_file
+from sliders.runtime.adapter import Adapter
 from sliders.training.callbacks import BakeModel, FinalReport, Probe, SliderWriter
 from sliders.training.data import ConceptData
 from sliders.training.module import SliderModule

@@ -16,8 +16,8 @@ import yaml
 from filelock import FileLock
 
 import train
-from sliders import cli
 from sliders.backbones.unet import UNetBackbone
+from sliders.cli import main as cli
 from sliders.formats import diffusers as slider_file
 from sliders.training import many
 from tests.commands import ROOT, Ended, World, run, world
@@ -230,7 +230,15 @@ def test_sigterm_ends_all_workers(here: World, tmp_path: Path, workers: int) -> 
     """From outside, to the command; its workers end their steps, and are gone."""
     if workers > 1:
         pytest.importorskip("submitit")
-    command = [sys.executable, "-m", "sliders.cli", "train-many", str(here.folder / "configs"), "--runs", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "sliders.cli.main",
+        "train-many",
+        str(here.folder / "configs"),
+        "--runs",
+        str(tmp_path),
+    ]
     command += ["--overrides", '["--trainer.max_steps=100000"]', "--workers", str(workers)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     patience = time.monotonic() + 300
@@ -258,7 +266,7 @@ def test_a_killed_process_loses_nothing(here: World, finished: tuple[Path, int],
     """SIGKILL in the middle of a run; the next call, by two workers, ends where the uninterrupted one ended."""
     overrides = ["--overrides", '["--trainer.max_steps=12","--checkpoint.every_n_train_steps=1"]']
     assert together(here, tmp_path / "whole", *overrides).code == 0
-    command = [sys.executable, "-m", "sliders.cli", "train-many", str(here.folder / "configs")]
+    command = [sys.executable, "-m", "sliders.cli.main", "train-many", str(here.folder / "configs")]
     command += ["--runs", str(tmp_path / "killed"), *overrides]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     patience = time.monotonic() + 300

@@ -11,18 +11,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from sliders.attach import Adapter
 from sliders.backbones.base import AbstractBackbone
 from sliders.backbones.sdxl import SDXLBackbone
 from sliders.backbones.unet import UNetBackbone
 from sliders.errors import SliderError
 from sliders.formats.metadata import concept_of
 from sliders.losses.erasure import Prediction
+from sliders.runtime.adapter import Adapter
+from sliders.teacher.teacher import Teacher
 from sliders.training.checkpoints import RunCheckpoint
 from sliders.training.data import StepBatch
 from sliders.training.module import SliderModule
 from sliders.training.states import Lesson, Pool, Rollout, StateSource
-from sliders.training.teacher import Teacher
 from tests import tiny
 from tests.training import runs
 

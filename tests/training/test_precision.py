@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from sliders.backbones.base import AbstractBackbone
-from sliders.backbones.causal_lm import CausalLMBackbone
+from sliders.backbones.language.model import CausalLMBackbone
 from sliders.backbones.unet import UNetBackbone
 from sliders.batch import TensorBatch
 from sliders.concept import Concept

@@ -9,19 +9,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from sliders.attach import Adapter
 from sliders.backbones.base import AbstractBackbone
-from sliders.backbones.causal_lm import CausalLMBackbone, Steering
+from sliders.backbones.language.model import CausalLMBackbone, Steering
 from sliders.batch import TensorBatch, take
 from sliders.concept import Concept, Wording
 from sliders.errors import SliderError
 from sliders.formats import peft
 from sliders.formats.metadata import concept_of
 from sliders.losses.erasure import AbstractLoss, ErasureLoss, HiddenStateLoss, LogProbabilityLoss
+from sliders.runtime.adapter import Adapter
+from sliders.teacher.teacher import Teacher
 from sliders.training.callbacks import SliderWriter
 from sliders.training.responses import Responses
 from sliders.training.states import Lesson, Pool, Rollout
-from sliders.training.teacher import Teacher
 from tests import tiny, tiny_lm
 from tests.training import runs
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from sliders.attach import Adapter
 from sliders.backbones.base import DiffusionBackbone
 from sliders.backbones.unet import UNetBackbone
 from sliders.batch import TensorBatch, take
 from sliders.errors import SliderError
+from sliders.runtime.adapter import Adapter
+from sliders.teacher.teacher import Teacher
 from sliders.training.states import Lesson, Pool, Rollout, StateSource
-from sliders.training.teacher import Teacher
 from tests import tiny
 from tests.training import runs
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import yaml
 
-from sliders.backbones.causal_lm import CausalLMBackbone
+from sliders.backbones.language.model import CausalLMBackbone
 from sliders.concept import Concept, Measure
 from sliders.errors import SliderError
-from sliders.evaluation.knowledge import evaluate_erasure
-from sliders.evaluation.text import Speaking
+from sliders.evaluation.texts.knowledge import evaluate_erasure
+from sliders.evaluation.texts.sampling import Speaking
 from sliders.formats import peft
 from sliders.losses.erasure import LogProbabilityLoss
 from sliders.training.responses import Responses

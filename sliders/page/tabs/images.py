@@ -8,12 +8,12 @@ import gradio as gr
 from gradio.blocks import Block
 
 from sliders.errors import SliderError
-from sliders.evaluation.plots import dial_label
 from sliders.page import pictures
 from sliders.page.requests import MOST_ON_A_SIDE, Axis, Canvas
 from sliders.page.session import Session
 from sliders.page.tabs import files
 from sliders.page.widgets import AT_ONCE, PROGRESS, Board, Values, humane, in_words, told, user_of
+from sliders.report.drawing import dial_label
 
 NOBODY = "none"
 WAITING = '<div class="waiting">The first picture comes in a moment.</div>'

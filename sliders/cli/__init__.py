@@ -1,0 +1,1 @@
+"""The `sliders` command: one file a command."""

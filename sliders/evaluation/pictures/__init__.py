@@ -1,0 +1,1 @@
+"""Pictures: sampled, judged, over a dial."""

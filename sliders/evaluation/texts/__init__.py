@@ -1,0 +1,1 @@
+"""Texts: sampled, scored, over a dial."""

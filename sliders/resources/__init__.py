@@ -1,0 +1,1 @@
+"""What comes with the package, is fetched, or lies at a path."""

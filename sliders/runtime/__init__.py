@@ -1,0 +1,1 @@
+"""Dials on a model: attached, in training, or in its weights."""

@@ -1,0 +1,1 @@
+"""Studies of sliders and edits: measure, then tell."""

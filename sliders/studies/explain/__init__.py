@@ -1,0 +1,1 @@
+"""What an update changed, recovered from its weights."""

@@ -1,0 +1,1 @@
+"""Which laws sliders obey: of weights, of fitting, of behaviour."""

@@ -1,0 +1,1 @@
+"""Which laws methods of editing obey, one table for all."""

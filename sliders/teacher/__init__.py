@@ -1,0 +1,1 @@
+"""What the frozen model is asked, and what it answers."""
