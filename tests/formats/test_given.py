@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from sliders import formats
+from sliders.algebra.slider import Hinge
 from sliders.cli.defaults import listed, one_each, some
 from sliders.errors import SliderError
 from sliders.formats import diffusers, hinge, tensors
@@ -25,7 +26,7 @@ def file(tmp_path: Path) -> Path:
 def folder(tmp_path: Path) -> Path:
     """A hinge called both."""
     sides = [plain("left"), plain("right")]
-    joined = formats.Hinge("both", *sides)
+    joined = Hinge("both", *sides)
     hinge.save(joined, tmp_path / "both", diffusers.save, ".safetensors")
     return tmp_path / "both"
 
