@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sliders.errors import SliderError
 
-_PACKAGE = Path(__file__).resolve().parent
+_PACKAGE = Path(__file__).resolve().parent.parent
 ROOT = _PACKAGE / "share" if (_PACKAGE / "share").is_dir() else _PACKAGE.parent
 """The folder that `configs` and `data` are in."""
 

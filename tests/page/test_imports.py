@@ -54,7 +54,7 @@ def test_gradio_is_in_the_layout_alone() -> None:
 def test_without_gradio_the_command_says_what_to_install() -> None:
     code = (
         "import sys\nsys.modules['gradio'] = None\nsys.argv = ['sliders', 'demo']\n"
-        "import sliders.cli.main\nsliders.cli.main()"
+        "import sliders.cli.main\nsliders.cli.main.main()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1

@@ -172,7 +172,7 @@ def test_the_cache_is_where_the_user_keeps_caches(monkeypatch: pytest.MonkeyPatc
 RACER = """
 import subprocess, sys, time
 from pathlib import Path
-from sliders import fetch as module
+from sliders.resources import fetch as module
 wheel, log, go = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
 content = wheel.read_bytes()
 def note(word):

@@ -39,10 +39,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> World:
 def test_an_installed_package_looks_into_itself(tmp_path: Path) -> None:
     """Where there is `share/`; a copy of the package's files stands for an installed one."""
     package = tmp_path / "lib" / "sliders"
-    (package / "share" / "configs").mkdir(parents=True)
-    for name in ("shipped.py", "errors.py"):
+    for folder in ("share/configs", "resources"):
+        (package / folder).mkdir(parents=True)
+    for name in ("resources/shipped.py", "errors.py"):
         (package / name).write_text((ROOT / "sliders" / name).read_text())
-    (package / "__init__.py").touch()
+    for name in ("__init__.py", "resources/__init__.py"):
+        (package / name).touch()
     code = "from sliders.resources.shipped import ROOT; print(ROOT)"
     done = subprocess.run(
         [sys.executable, "-c", code],
