@@ -18,6 +18,7 @@ FLOORS = (
     ("backbones",),
     ("teacher", "losses", "language", "report"),
     ("evaluation", "editors"),
+    ("media",),
     ("training",),
     ("studies",),
     ("page",),

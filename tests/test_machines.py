@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 import train
 from sliders.cli import main as cli
+from sliders.media import image, text
 from tests import pretend
 from tests.commands import ROOT, run
 from tests.machines import CASES, CPU, FAMILIES, PICTURES, Case, Where, World, run_case, table
@@ -64,6 +65,7 @@ def pretended(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 _CHECK = """
 import torch
+from sliders.media import image, text
 from tests import pretend
 pretend.register()
 with pretend.accelerator() as device:
@@ -148,7 +150,7 @@ class TestFlags:
 
     def test_they_go_before_the_backbone_s_own(self, worlds: Worlds, monkeypatch: pytest.MonkeyPatch) -> None:
         seen: list[torch.dtype] = []
-        monkeypatch.setattr(cli.cli_text, "generate", lambda language, *rest: seen.append(language.dtype))
+        monkeypatch.setattr(text.MEDIUM, "generate", lambda language, *rest: seen.append(language.dtype))
         given = ["--text", "true", "--language.model", worlds("language").folder / "model"]
         for more in (["--language.dtype", "float16"], ["--language.dtype", "float16", "--dtype", "bfloat16"]):
             ended = run(cli.main, "generate", "How are you?", *given, *more)
@@ -175,7 +177,7 @@ class TestFlags:
             seen.append(cast(torch.dtype, backbone.dtype))
             return torch.zeros(len(wanted), 3, 8, 8)
 
-        monkeypatch.setattr(cli, "sample", look)
+        monkeypatch.setattr(image, "sample", look)
         for dtype in ("bfloat16", "float32"):
             run_case(Case("generate", family), worlds(family), tmp_path, Where("cpu", dtype, CPU))
         assert seen == [torch.bfloat16] * 2 + [torch.float32] * 2

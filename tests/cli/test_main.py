@@ -19,8 +19,10 @@ from sliders.cli import main as cli
 from sliders.concept import Concept
 from sliders.evaluation.pictures.dose import DoseResponse, Drift
 from sliders.evaluation.pictures.judge import AttributeJudge
+from sliders.evaluation.pictures.strength import DRIFT_AT_1, DRIFT_AT_2, suggest_eta
 from sliders.formats import diffusers as slider_file
 from sliders.formats.metadata import describe
+from sliders.media import image
 from tests import tiny
 from tests.commands import Ended, World, run, world
 from tests.evaluation.conftest import random_slider
@@ -81,13 +83,13 @@ def sliders(here: World, *arguments: object) -> Ended:
 def shown(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Sequence[str], Sequence[str]]]:
     """What every grid was made of: pictures, columns, rows."""
     seen: list[tuple[Tensor, Sequence[str], Sequence[str]]] = []
-    draw = cli.grid
+    draw = image.grid
 
     def watch(pictures: Tensor, columns: Sequence[str], rows: Sequence[str], title: str = "") -> Image.Image:
         seen.append((pictures, columns, rows))
         return draw(pictures, columns, rows, title)
 
-    monkeypatch.setattr(cli, "grid", watch)
+    monkeypatch.setattr(image, "grid", watch)
     return seen
 
 
@@ -217,7 +219,7 @@ class TestEvaluate:
         self, here: World, happy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         AttributeJudge({"hat": ["no", "yes"]}, width=8).save(tmp_path / "judge.safetensors")
-        monkeypatch.setattr(cli, "evaluate_dial", lambda *_, **__: pytest.fail("pictures are made"))
+        monkeypatch.setattr(image, "evaluate_dial", lambda *_, **__: pytest.fail("pictures are made"))
         ended = sliders(here, "evaluate", happy, "--judge", tmp_path / "judge.safetensors")
         assert ended.err == "error: the judge has no attribute 'mood'; it has hat\n"
 
@@ -232,7 +234,7 @@ class TestPreview:
         judge = tmp_path / "judge.safetensors"
         if values is not None:
             AttributeJudge(values, width=8).save(judge)
-        monkeypatch.setattr(cli, "sample_oracle", lambda *_: pytest.fail("pictures are made"))
+        monkeypatch.setattr(image, "sample_oracle", lambda *_: pytest.fail("pictures are made"))
         ended = sliders(here, "preview", here.concept, "--judge", judge, "--out", tmp_path / "out")
         assert ended.code == 1
         assert ended.err.startswith("error: ")
@@ -411,37 +413,37 @@ class TestSuggestedEta:
         )
 
     def test_the_largest_where_the_effect_grows(self) -> None:
-        eta, reason = cli.suggest_eta(self.amounts, self.dose({1: 0.3, 2: 0.7, 4: 0.9}, {1: 0.01, 2: 0.02, 4: 0.05}))
+        eta, reason = suggest_eta(self.amounts, self.dose({1: 0.3, 2: 0.7, 4: 0.9}, {1: 0.01, 2: 0.02, 4: 0.05}))
         assert eta == 2.0, "of 4, the dial's double is not known"
         assert "0.70" in reason
 
     def test_the_smallest_that_reaches_nine_tenths_of_the_best(self) -> None:
-        eta, _ = cli.suggest_eta(self.amounts, self.dose({1: 0.64, 2: 0.7, 4: 0.9}, {1: 0.01, 2: 0.02, 4: 0.05}))
+        eta, _ = suggest_eta(self.amounts, self.dose({1: 0.64, 2: 0.7, 4: 0.9}, {1: 0.01, 2: 0.02, 4: 0.05}))
         assert eta == 1.0
 
     def test_drift_at_the_end_bounds_it(self) -> None:
-        over = cli.DRIFT_AT_1 + 0.01
-        eta, _ = cli.suggest_eta(self.amounts, self.dose({1: 0.3, 2: 0.7, 4: 0.9}, {1: 0.01, 2: over, 4: over}))
+        over = DRIFT_AT_1 + 0.01
+        eta, _ = suggest_eta(self.amounts, self.dose({1: 0.3, 2: 0.7, 4: 0.9}, {1: 0.01, 2: over, 4: over}))
         assert eta == 1.0
 
     def test_drift_at_twice_the_end_bounds_it(self) -> None:
-        over = cli.DRIFT_AT_2 + 0.01
-        eta, _ = cli.suggest_eta(self.amounts, self.dose({1: 0.3, 2: 0.7, 4: 0.9}, {1: 0.01, 2: 0.02, 4: over}))
+        over = DRIFT_AT_2 + 0.01
+        eta, _ = suggest_eta(self.amounts, self.dose({1: 0.3, 2: 0.7, 4: 0.9}, {1: 0.01, 2: 0.02, 4: over}))
         assert eta == 1.0
 
     def test_drift_of_one_side_counts(self) -> None:
         dose = self.dose({1: 0.3, 2: 0.7, 4: 0.9}, {1: 0.01, 2: 0.02, 4: 0.05})
         dose.drift[self.amounts.index(-2.0)] = Drift(0.5, "hat", "yes")
-        assert cli.suggest_eta(self.amounts, dose)[0] is None  # as the double of 1, and itself
+        assert suggest_eta(self.amounts, dose)[0] is None  # as the double of 1, and itself
 
     def test_none_where_everything_else_moves_too(self) -> None:
-        eta, reason = cli.suggest_eta(self.amounts, self.dose({1: 0.3, 2: 0.7, 4: 0.9}, {1: 0.5, 2: 0.5, 4: 0.5}))
+        eta, reason = suggest_eta(self.amounts, self.dose({1: 0.3, 2: 0.7, 4: 0.9}, {1: 0.5, 2: 0.5, 4: 0.5}))
         assert eta is None
         assert "drift" in reason
 
     @pytest.mark.parametrize("sign", [-1.0, 0.0])
     def test_none_where_the_concept_does_not_move_or_moves_the_wrong_way(self, sign: float) -> None:
         effects = {1.0: 0.3 * sign, 2.0: 0.7 * sign, 4.0: 0.9 * sign}
-        eta, reason = cli.suggest_eta(self.amounts, self.dose(effects, {1: 0.01, 2: 0.02, 4: 0.05}))
+        eta, reason = suggest_eta(self.amounts, self.dose(effects, {1: 0.01, 2: 0.02, 4: 0.05}))
         assert eta is None
         assert "effect" in reason

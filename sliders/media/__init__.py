@@ -1,0 +1,1 @@
+"""Media: what differs between models of pictures and of text, one file each."""
