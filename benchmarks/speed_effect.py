@@ -27,7 +27,7 @@ from sliders.runtime.attach import attach
 from sliders.teacher.teacher import Teacher
 from sliders.training.data import ConceptData, StepBatch
 from sliders.training.module import SliderModule
-from sliders.training.states import Lesson, Pool, Rollout, StateSource, denoiser
+from sliders.training.states import Lesson, Pool, Rollout, StateSource
 
 EFFECT, DRIFT = 0.6, 0.08
 NOISES = 1000
@@ -74,7 +74,7 @@ class Published(Rollout):
 
     @torch.no_grad()
     def draw(self, teacher: Teacher, adapter: Adapter, batch: StepBatch) -> Lesson:
-        backbone, rng = denoiser(teacher), random.Random(batch.seeds[0])
+        backbone, rng = self.model(teacher.backbone), random.Random(batch.seeds[0])
         number = int(teacher.moved[rng.randrange(len(teacher.moved))])
         question, asked, depth = torch.tensor([number]), teacher.questions[number], rng.randrange(1, self.steps)
         target, positive, negative = (

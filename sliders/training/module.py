@@ -66,6 +66,7 @@ class SliderModule(L.LightningModule):
                 f"model.loss is {type(loss).__name__}, which compares {loss.space}, but {type(backbone).__name__} "
                 f"predicts {backbone.space} here; choose a loss for these"
             )
+        states.model(backbone)
         self.backbone, self.loss, self.states = backbone, loss, states
         self.preservation = preservation or Preservation()
         self.targets, self.rank, self.alpha = list(targets), rank, float(rank if alpha is None else alpha)

@@ -7,7 +7,6 @@ from typing import Literal, get_args
 
 import torch
 
-from sliders.backbones.base import AbstractBackbone
 from sliders.backbones.language.model import CausalLMBackbone, Steering
 from sliders.batch import TensorBatch, join, rows, take
 from sliders.concept import read_prompts
@@ -20,13 +19,6 @@ from sliders.training.states import Lesson, Pooled, choose_question
 Voice = Literal["target", "positive", "negative", "slider", "steered"]
 """Who says a response: the model under one of the concept's instructions, or under the target with the slider on, or
 the formula itself at sampling time (the diverted responses on which ELM trains fluency)."""
-
-
-def speaker(backbone: AbstractBackbone) -> CausalLMBackbone:
-    """The model, if it is one of language."""
-    if not isinstance(backbone, CausalLMBackbone):
-        raise SliderError(f"responses are asked for, but {type(backbone).__name__} says nothing; use Pool and Probe")
-    return backbone
 
 
 def steering(teacher: Teacher, questions: Sequence[int], amount: float, plausible: float) -> Steering:
@@ -44,7 +36,7 @@ def steering(teacher: Teacher, questions: Sequence[int], amount: float, plausibl
     )
 
 
-class Responses(Pooled):
+class Responses(Pooled[CausalLMBackbone]):
     """Responses that the model samples itself, responses of a file, or both, with the teacher's answers.
 
     Sampled ones go through the ``voices`` in turn, each to a message drawn from the concept's contexts, so that the
@@ -64,6 +56,8 @@ class Responses(Pooled):
         refresh: training steps between two fillings; without it the first one is kept.
         chunk: rows the teacher is asked about in one call.
     """
+
+    of = CausalLMBackbone
 
     def __init__(
         self,
@@ -92,7 +86,7 @@ class Responses(Pooled):
         self.temperature, self.file, self.refresh, self.chunk = temperature, file, refresh, chunk
 
     def fill(self, teacher: Teacher, adapter: Adapter, batch: StepBatch, rng: random.Random) -> Lesson:
-        backbone = speaker(teacher.backbone)
+        backbone = self.model(teacher.backbone)
         any_kept = bool(batch.preserved.any())
         states: list[TensorBatch] = []
         questions: list[int] = []
@@ -129,7 +123,7 @@ class Responses(Pooled):
         self, teacher: Teacher, adapter: Adapter, asked: Sequence[int], any_kept: bool, rng: random.Random
     ) -> TensorBatch:
         """Responses to these questions, in the voices' turn; those of the steered voice apart, which ask more."""
-        backbone = speaker(teacher.backbone)
+        backbone = self.model(teacher.backbone)
         voices = [self.voices[k // (1 + any_kept) % len(self.voices)] for k in range(len(asked))]
         voices = [v if teacher.questions[q].positives else "target" for v, q in zip(voices, asked, strict=True)]
         prompts, dials, seeds = [], [], []

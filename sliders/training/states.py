@@ -6,17 +6,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor
 
-from sliders.backbones.base import DiffusionBackbone
+from sliders.backbones.base import AbstractBackbone, DiffusionBackbone
 from sliders.batch import TensorBatch, join, take
 from sliders.errors import SliderError
 from sliders.runtime.adapter import Adapter
 from sliders.teacher.teacher import Teacher
 from sliders.training.data import StepBatch
+
+Model = TypeVar("Model", bound=AbstractBackbone)
 
 
 @dataclass(frozen=True)
@@ -47,12 +49,28 @@ class Lesson:
         return said if self.weight is None else said | {"weight": self.weight}
 
 
-class StateSource(ABC):
+class StateSource(ABC, Generic[Model]):
     """Gives a lesson for every step.
 
     What it draws is a function of the batch's seeds and of its own `state_dict`, so that a resumed run sees the same
     lessons as one that was not interrupted.
     """
+
+    of: ClassVar[type[AbstractBackbone]] = AbstractBackbone
+    """The models that it is made for: the class that stands for ``Model``."""
+
+    def model(self, backbone: AbstractBackbone) -> Model:
+        """A model, if it is one that the source is made for.
+
+        Raises:
+            SliderError: it is another.
+        """
+        if not isinstance(backbone, self.of):
+            raise SliderError(
+                f"model.states is {type(self).__name__}, which is made for a {self.of.__name__}, but model.backbone is "
+                f"a {type(backbone).__name__}; choose states for that"
+            )
+        return cast("Model", backbone)
 
     @abstractmethod
     def draw(self, teacher: Teacher, adapter: Adapter, batch: StepBatch) -> Lesson:
@@ -62,15 +80,8 @@ class StateSource(ABC):
         """What a checkpoint must hold."""
         return {}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027  (a source without state needs none)
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up what `state_dict` gave."""
-
-
-def denoiser(teacher: Teacher) -> DiffusionBackbone:
-    """The teacher's model, if it makes pictures from noise."""
-    if not isinstance(teacher.backbone, DiffusionBackbone):
-        raise SliderError(f"model.states denoises, but {type(teacher.backbone).__name__} does not; use Responses")
-    return teacher.backbone
 
 
 def choose_question(teacher: Teacher, preserved: bool, rng: random.Random) -> int:
@@ -81,7 +92,7 @@ def choose_question(teacher: Teacher, preserved: bool, rng: random.Random) -> in
     return int(options[rng.randrange(len(options))])
 
 
-class Rollout(StateSource):
+class Rollout(StateSource[DiffusionBackbone]):
     """A fresh partial denoising in every step, with the slider on, as the paper has it.
 
     Each item starts from its own noise and walks to a random depth; its state is scored at the timestep at which it
@@ -93,6 +104,8 @@ class Rollout(StateSource):
         signed: roll out at the dial's negative side for every second item; otherwise always at the positive side.
     """
 
+    of = DiffusionBackbone
+
     def __init__(self, steps: int = 50, guidance: float = 3.0, signed: bool = True) -> None:
         if steps < 1:
             raise SliderError(f"Rollout.steps is {steps}; it must be at least 1")
@@ -100,7 +113,7 @@ class Rollout(StateSource):
 
     @torch.no_grad()
     def draw(self, teacher: Teacher, adapter: Adapter, batch: StepBatch) -> Lesson:
-        backbone = denoiser(teacher)
+        backbone = self.model(teacher.backbone)
         states, questions, calls = [], [], backbone.calls(self.steps)
         for row, (seed, preserved) in enumerate(zip(batch.seeds, batch.preserved.tolist(), strict=True)):
             rng = random.Random(seed)
@@ -127,7 +140,7 @@ class _Contents:
     adapter: dict[str, Tensor] = field(default_factory=dict)
 
 
-class Pooled(StateSource):
+class Pooled(StateSource[Model]):
     """Lessons made many at a time, with the teacher's answers, and kept; steps draw from them.
 
     A pool is made anew after ``refresh`` steps of the optimizer, never if that is None; each one is kept ``growth``
@@ -183,7 +196,7 @@ class Pooled(StateSource):
             self._restored = (state["made_at"], dict(state["adapter"]))
 
 
-class Pool(Pooled):
+class Pool(Pooled[DiffusionBackbone]):
     """Trajectories rolled out in one batch with the slider on at both signs; their states are kept.
 
     The teacher answers once for every state, when the pool is filled.  The pool is rolled out again, since states of
@@ -206,6 +219,8 @@ class Pool(Pooled):
         chunk: rows the teacher is asked about in one call.
     """
 
+    of = DiffusionBackbone
+
     def __init__(
         self, trajectories: int = 16, steps: int = 12, refresh: int = 10, growth: float = 3.0, guidance: float = 1.0,
         dial: float = 1.0, kept: int | None = 2, chunk: int = 64,
@@ -221,7 +236,7 @@ class Pool(Pooled):
         self.guidance, self.dial, self.kept, self.chunk = guidance, dial, kept, chunk
 
     def fill(self, teacher: Teacher, adapter: Adapter, batch: StepBatch, rng: random.Random) -> Lesson:
-        backbone, base_alone = denoiser(teacher), adapter.is_identity()
+        backbone, base_alone = self.model(teacher.backbone), adapter.is_identity()
         any_kept = bool(batch.preserved.any())
         if any_kept and self.trajectories < 3:
             raise SliderError("Pool.trajectories must be at least 3 where the concept has prompts to preserve")

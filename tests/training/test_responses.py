@@ -381,12 +381,14 @@ class TestErrors:
             filled(Responses(sampled=4, tokens=4), Teacher(lm, MOOD, speaking), speaking)
 
     def test_a_model_that_says_nothing(self, shared: AbstractBackbone, adapter: Adapter) -> None:
-        with pytest.raises(SliderError, match=r"UNetBackbone says nothing; use Pool"):
+        with pytest.raises(
+            SliderError, match=r"Responses, which is made for a CausalLMBackbone, but .* a UNetBackbone"
+        ):
             Responses().draw(Teacher(shared, runs.HAPPY, adapter), adapter, runs.batch(SEEDS))
 
     @pytest.mark.parametrize("source", [Pool(trajectories=2, steps=2), Rollout(steps=2)], ids=lambda s: str(type(s)))
     def test_a_model_that_does_not_denoise(self, source: Any, teacher: Teacher, speaking: Adapter) -> None:
-        with pytest.raises(SliderError, match=r"CausalLMBackbone does not; use Responses"):
+        with pytest.raises(SliderError, match=r"made for a DiffusionBackbone, but .* a CausalLMBackbone"):
             source.draw(teacher, speaking, runs.batch(SEEDS))
 
     @pytest.mark.parametrize(

@@ -7,24 +7,20 @@ from torch import Tensor
 
 from sliders.algebra.change import Change, Effect, effect, of_factors
 from sliders.algebra.edit import Translation
-from sliders.algebra.explain import Inputs, Verdict, as_update, diagnose
+from sliders.algebra.explain import Verdict, as_update, diagnose
 from sliders.algebra.nearest import nearest
 from sliders.algebra.slider import Hinge, NamedDial, Slider
 from sliders.backbones.base import AbstractBackbone
-from sliders.backbones.language.model import CausalLMBackbone
 from sliders.errors import SliderError
-from sliders.language.covariance import Covariance
 from sliders.report.page import Report
-from sliders.studies.explain.reads import Ranking, keys_at, reads, texts_for
+from sliders.studies.explain.reader import Ranking
+from sliders.studies.explain.reads import inputs_of, reads, texts_for
 from sliders.studies.explain.report import report
 
 Layer = Callable[[str], tuple[Tensor, Tensor | None]]
 """From a layer's name to its weight, the outputs first, and its bias, both before the update."""
 Told = Callable[[int, int, str], object]
 """Is told how many parts of how many are done, and of what; may raise to end it."""
-
-_READ = 8
-"""Of so many layers, those with the largest updates, it is measured what they read."""
 
 
 @dataclass(frozen=True)
@@ -112,12 +108,4 @@ def study(
 
 
 def _diagnose(changes: Sequence[Change], backbone: AbstractBackbone | None, words: Sequence[str]) -> Verdict:
-    if not isinstance(backbone, CausalLMBackbone) or not words:
-        return diagnose(changes)
-
-    def ask(modules: Sequence[str]) -> Mapping[str, Inputs]:
-        asked = modules[:_READ]
-        moments, keys = Covariance().estimate(backbone, asked), keys_at(backbone, asked, words)
-        return {module: Inputs(moments[module], tuple(words), keys[module]) for module in asked}
-
-    return diagnose(changes, ask)
+    return diagnose(changes, None if backbone is None else lambda modules: inputs_of(backbone, modules, words))
