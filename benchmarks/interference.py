@@ -24,11 +24,11 @@ from sliders.evaluation.statistics import Estimate
 from sliders.evaluation.texts.sampling import Speaking
 from sliders.files import replacing, write_text
 from sliders.report.drawing import save_figure
-from sliders.studies.base_states import states_for
 from sliders.studies.interference import Forecast
 from sliders.studies.laws import study as laws_study
 from sliders.studies.laws.refitting import config_of, fit_again
 from sliders.studies.laws.report import scatter_figure
+from sliders.studies.scenes import states_for
 
 AVATARS = ("smile", "surprise", "glasses", "beard", "hair_length", "hair_darkness")
 LANGUAGE = ("sentiment", "formality", "confidence", "verbosity", "pirate")
@@ -63,8 +63,8 @@ def measure(
         if twins
     }
     backbone.load()
-    how = Sampling(steps=steps), Speaking(tokens=tokens, batch=16)
-    states = states_for(backbone, content, count, None, *how)
+    how = {"image": Sampling(steps=steps), "text": Speaking(tokens=tokens, batch=16)}[backbone.modality]
+    states = states_for(backbone, content, count, None, how)
     report = laws_study.behaviour(states, content, again)
     report.data["key"] = key
     report.write(folder)

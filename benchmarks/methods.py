@@ -13,14 +13,11 @@ from typing import Any
 import torch
 from jsonargparse import auto_cli
 
-from sliders.backbones.base import AbstractBackbone, DiffusionBackbone
-from sliders.backbones.language.model import CausalLMBackbone
+from sliders.backbones.base import AbstractBackbone
 from sliders.concept import read_prompts
-from sliders.errors import SliderError
-from sliders.evaluation.pictures.sampling import Sampling, scenes
-from sliders.evaluation.texts.sampling import Speaking
+from sliders.evaluation.settings import Settings, settled
 from sliders.files import write_text
-from sliders.studies.base_states import picture_states, text_states
+from sliders.media.base import medium_of
 from sliders.studies.methods import report
 from sliders.studies.methods.fits import Entry, FittedEdits
 from sliders.studies.methods.study import Study
@@ -39,8 +36,7 @@ def main(
     expected: dict[str, dict[str, bool]] | None = None,
     target: str = "",
     states: int = 12,
-    sampling: Sampling | None = None,
-    speaking: Speaking | None = None,
+    how: Settings | None = None,
     folder: Path = Path("runs/methods"),
 ) -> None:
     """Measure all cells and write the page.
@@ -55,19 +51,14 @@ def main(
         expected: of each method, what theory says of its properties; where it is wrong, the page has it in bold.
         target: of a language model, the instruction that the messages are answered under.
         states: scenes whose states are compared.
-        sampling: of pictures.
-        speaking: of responses.
+        how: the base makes the scenes.
         folder: where fitted edits and cells are kept.
     """
     start = time.monotonic()
     backbone.load()
     texts = read_prompts(prompts)
-    if isinstance(backbone, CausalLMBackbone):
-        compared_at = text_states(backbone, target, texts[:states], speaking)
-    elif isinstance(backbone, DiffusionBackbone):
-        compared_at = picture_states(backbone, scenes(texts, states), sampling)
-    else:
-        raise SliderError(f"no states are known for a {type(backbone).__name__}")
+    medium = medium_of(backbone)
+    compared_at = medium.states(backbone, texts, states, target, None if how is None else settled(how, medium.how))
     study = Study(FittedEdits(backbone, edits, folder), compared_at, folder)
     methods: dict[str, list[str]] = {}
     for name, entry in edits.items():

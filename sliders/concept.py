@@ -2,8 +2,9 @@
 
 import os
 from dataclasses import MISSING, asdict, dataclass, fields, replace
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from sliders import peers
 from sliders.errors import SliderError
@@ -85,7 +86,7 @@ class Concept:
             for language the user messages.  A list, or a text file with one a line.
         preserve: prompts whose predictions must not move at any dial; a list, or a text file with one a line.
         measure: how to tell whether it worked.
-        modality: what the words above are for, ``image`` or ``text``.
+        modality: what the words above are for: ``image``, ``text``, or what else is a file of `sliders.media`.
         text: the same concept in words for a language model, where those above are for pictures.
     """
 
@@ -96,7 +97,7 @@ class Concept:
     contexts: list[str] | Path | str | None = None
     preserve: list[str] | Path | str | None = None
     measure: Measure | None = None
-    modality: Literal["image", "text"] = "image"
+    modality: str = "image"
     text: Wording | None = None
 
     def __post_init__(self) -> None:
@@ -105,7 +106,7 @@ class Concept:
                 raise SliderError(f"concept {self.name!r}: {field!r} is not text; put quotes around it")
         if not self.name or not all(c.isalnum() or c in "-_" for c in self.name):
             raise SliderError(f"concept name {self.name!r}: use letters, digits, '-' and '_' (it names files)")
-        if self.modality not in ("image", "text"):
+        if not _has_medium(self.modality):
             raise SliderError(f"concept {self.name!r}: 'modality' is {self.modality!r}; it must be image or text")
         for field in ("contexts", "preserve"):
             if isinstance(file := getattr(self, field), str | Path):
@@ -233,6 +234,12 @@ class Concept:
         if theirs := peers.explain(plain):
             raise SliderError(f"{file} is no concept of this package: {theirs}")
         return cls.from_dict(plain, str(file), file.parent)
+
+
+def _has_medium(modality: object) -> bool:
+    """Whether something is made of this kind here: whether there is a file of its name, which is not read."""
+    named = isinstance(modality, str) and modality.isidentifier() and modality != "base"
+    return named and find_spec(f"sliders.media.{modality}") is not None
 
 
 def _without_paths(plain: dict[str, Any]) -> dict[str, Any]:

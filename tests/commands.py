@@ -23,7 +23,7 @@ RUN = {
         "callbacks": [
             {
                 "class_path": "sliders.training.callbacks.FinalReport",
-                "init_args": {"judge": None, "pictures": 2, "dials": [-1, 0, 1], "sampling": {"steps": 2}},
+                "init_args": {"judge": None, "scenes": 2, "dials": [-1, 0, 1], "how": {"steps": 2}},
             }
         ],
     },

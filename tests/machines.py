@@ -149,16 +149,11 @@ class World:
         (self.folder / f"{name}_run.yaml").write_text(yaml.safe_dump(config))
 
     def _callbacks(self) -> list[dict[str, Any]]:
-        if self.pictures:
-            judge, sampling = str(self.folder / "judge.safetensors"), {"steps": 2}
-            shown = {"judge": judge, "pictures": 2, "sampling": sampling}
-            kinds = {"Probe": {**shown, "every": 1}, "FinalReport": {**shown, "dials": [-1, 0, 1]}}
-            place = "sliders.training.callbacks"
-        else:
-            speaking = {"tokens": 4, "neutral": str(self.folder / "text.txt")}
-            shown = {"prompts": 2, "speaking": speaking}
-            kinds = {"TextProbe": {**shown, "every": 1}, "TextReport": {**shown, "dials": [-1, 0, 1]}}
-            place = "sliders.training.text_callbacks"
+        how = {"steps": 2} if self.pictures else {"tokens": 4, "neutral": str(self.folder / "text.txt")}
+        judge = str(self.folder / "judge.safetensors") if self.pictures else None
+        shown = {"judge": judge, "scenes": 2, "how": how}
+        kinds = {"Probe": {**shown, "every": 1}, "FinalReport": {**shown, "dials": [-1, 0, 1]}}
+        place = "sliders.training.callbacks"
         return [{"class_path": f"{place}.{name}", "init_args": given} for name, given in kinds.items()]
 
     def train(self, name: str, runs: Path, trainer: dict[str, Any], *more: object) -> Ended:

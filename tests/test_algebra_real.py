@@ -12,12 +12,12 @@ from sliders.algebra.slider import Hinge, Slider, hinge
 from sliders.backbones.language.model import CausalLMBackbone
 from sliders.backbones.unet import UNetBackbone
 from sliders.concept import read_prompts
+from sliders.evaluation.base_states import Behaviour, picture_states
 from sliders.evaluation.pictures.judge import AttributeJudge
 from sliders.evaluation.pictures.sampling import Sampling, Scene, sample, scenes
 from sliders.formats.metadata import concept_of
 from sliders.resources.fetch import fetch
 from sliders.runtime.attach import attach
-from sliders.studies.base_states import Behaviour, picture_states
 from sliders.studies.measures import oracle_gap, path
 from tests import clients
 

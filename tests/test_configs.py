@@ -18,6 +18,7 @@ from sliders.concept import Concept
 from sliders.editors.base import Editor
 from sliders.evaluation.pictures.report import heldout_prompts
 from sliders.studies.methods.report import PROPERTIES
+from sliders.training.callbacks import AbstractReport, Probe, callbacks_of
 from sliders.training.cli import SliderCLI
 from tests.commands import ROOT, run
 
@@ -75,6 +76,20 @@ def test_a_config_instantiates_without_reading_a_model(file: Path, tmp_path: Pat
     groups = backbone.target_groups() or {"attention", "mlp", "full"}  # a language model's are known when it is loaded
     assert all(target in groups or not target.replace("-", "").isalpha() for target in made.model.targets)
     assert made.trainer.max_steps >= 1
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: str(file.relative_to(ROOT)))
+def test_a_config_s_reports_are_of_its_medium(file: Path, tmp_path: Path) -> None:
+    """What can be said before a model is read; a text's takes no judge from `base.yaml`, for example."""
+    made = SliderCLI(["--config", str(file), "--trainer.accelerator", "cpu", "--runs", str(tmp_path / "runs")])
+    reports = [one for one in callbacks_of(made.trainer) if isinstance(one, Probe | AbstractReport)]
+    assert reports
+    made.model.trainer = made.trainer
+    for report in reports:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(made.trainer, "datamodule", made.datamodule, raising=False)
+            report.setup(made.trainer, made.model, "fit")
+    assert not list(made.model.backbone.parameters())
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: str(file.relative_to(ROOT)))

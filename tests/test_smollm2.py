@@ -19,8 +19,8 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 REPORT = (
-    "[{class_path: sliders.training.text_callbacks.TextReport, "
-    "init_args: {dials: [-2, -1, 0, 1, 2], prompts: 50, speaking: {tokens: 28}}}]"
+    "[{class_path: sliders.training.callbacks.FinalReport, "
+    "init_args: {judge: null, dials: [-2, -1, 0, 1, 2], scenes: 50, how: {tokens: 28}}}]"
 )
 
 

@@ -203,7 +203,7 @@ class TestErrors:
 
     @pytest.mark.parametrize(
         ("given", "words"),
-        [({"every": 0}, "Probe.every is 0"), ({"sampling": {"steps": 0}}, "sampling.steps is 0")],
+        [({"every": 0}, "Probe.every is 0"), ({"how": {"steps": 0}}, "sampling.steps is 0")],
         ids=str,
     )
     def test_of_a_callback_in_one_line(self, here: World, tmp_path: Path, given: dict[str, Any], words: str) -> None:

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 REPORT = {
     "class_path": "sliders.training.callbacks.FinalReport",
-    "init_args": {"judge": "avatars", "pictures": 4, "dials": [-1, 0, 1], "sampling": {"steps": 4}},
+    "init_args": {"judge": "avatars", "scenes": 4, "dials": [-1, 0, 1], "how": {"steps": 4}},
 }
 QUICK = ("--trainer.max_steps=6", "--model.states.init_args.trajectories=4", "--model.states.init_args.steps=4")
 MOST_MEGABYTES = 60

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -253,6 +253,9 @@ def _given(tensor: Tensor) -> Tensor:
     return tensor
 
 
+Model = TypeVar("Model", bound=AbstractBackbone)
+
+
 class DiffusionBackbone(AbstractBackbone):
     """A model that makes a picture by following its predictions from noise."""
 
@@ -315,6 +318,24 @@ class DiffusionBackbone(AbstractBackbone):
     @abstractmethod
     def decode(self, finished: TensorBatch) -> Tensor:
         """Pictures ``[n, 3, h, w]`` in [-1, 1] of finished states."""
+
+
+def of_class(backbone: AbstractBackbone, wanted: type[Model], who: str, instead: str) -> Model:
+    """A backbone, if it is one that somebody is made for.
+
+    Args:
+        backbone: loaded or not.
+        wanted: class of the backbones that it may be.
+        who: needs it, with a verb, such as ``Pool walks through``.
+        instead: what to do.
+
+    Raises:
+        SliderError: it is another.
+    """
+    if not isinstance(backbone, wanted):
+        is_one = f"{backbone.base_model} is a {type(backbone).__name__}"
+        raise SliderError(f"{who} a {wanted.__name__}, but {is_one}; {instead}")
+    return backbone
 
 
 def guided(backbone: AbstractBackbone, prompt: TensorBatch, empty: TensorBatch, guidance: float) -> Predictor:

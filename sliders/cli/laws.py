@@ -12,6 +12,7 @@ from sliders.backbones.placement import Placement, Precision
 from sliders.cli.defaults import BASE, LANGUAGE, listed
 from sliders.console import say
 from sliders.errors import SliderError
+from sliders.evaluation.base_states import BaseStates
 from sliders.evaluation.pictures.sampling import Sampling
 from sliders.evaluation.texts.sampling import Speaking
 from sliders.files import check_place
@@ -19,9 +20,9 @@ from sliders.formats.given import given
 from sliders.formats.metadata import check_base
 from sliders.report.page import Report
 from sliders.runtime.attach import check_names
-from sliders.studies.base_states import BaseStates, states_for
 from sliders.studies.laws import study as laws_study
 from sliders.studies.laws.refitting import config_of, fit_again
+from sliders.studies.scenes import states_for
 
 
 def laws(
@@ -80,7 +81,8 @@ def laws(
     if level == "weights":
         report = laws_study.weights(used, dials)
     else:
-        states = states_for(used, dials, scenes, listed(prompts) or None, sampling, speaking)
+        how = speaking if used is language else sampling
+        states = states_for(used, dials, scenes, listed(prompts) or None, how)
         if level == "behaviour":
             report = laws_study.behaviour(states, dials, dict(zip((dial.name for dial in dials), twins, strict=False)))
         else:

@@ -8,8 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import ClassVar, Generic, TypeVar, final
 
 from sliders.algebra.edit import Factored
-from sliders.backbones.base import AbstractBackbone
-from sliders.errors import SliderError
+from sliders.backbones.base import AbstractBackbone, of_class
 from sliders.formats.metadata import SCHEMA_VERSION
 
 Model = TypeVar("Model", bound=AbstractBackbone)
@@ -46,11 +45,7 @@ class Editor(ABC, Generic[Model]):
         Raises:
             SliderError: it is not one of those that the method is made for.
         """
-        if not isinstance(backbone, self.of):
-            raise SliderError(
-                f"{type(self).__name__} edits a {self.of.__name__}, but {backbone.base_model} is a "
-                f"{type(backbone).__name__}; choose another with --backbone"
-            )
+        of_class(backbone, self.of, f"{type(self).__name__} edits", "choose another with --backbone")
 
     @final
     def metadata(self, backbone: AbstractBackbone, seed: int, layers: Iterable[str]) -> dict[str, str]:

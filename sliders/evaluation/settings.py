@@ -27,7 +27,7 @@ def settled(given: Mapping[str, object], of: type[How]) -> How:
     parser.add_argument("--how", type=of)
     try:
         with unwrapped():
-            return parser.instantiate_classes(parser.parse_object({"how": dict(given)})).how
+            return parser.instantiate_classes(parser.parse_object({"how": dict(given)}))["how"]
     except (SliderError, OSError):
         raise
     except Exception as error:  # of jsonargparse's own kinds

@@ -3,12 +3,16 @@
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 from sliders.algebra.slider import NamedDial
 from sliders.backbones.base import AbstractBackbone
 from sliders.concept import Concept
+from sliders.evaluation.base_states import BaseStates
+from sliders.evaluation.settings import settled
+from sliders.evaluation.watching import Plan, Watch
 from sliders.resources.paths import Source
 
 Model = TypeVar("Model", bound=AbstractBackbone)
@@ -27,6 +31,15 @@ class Medium(ABC, Generic[Model, How]):
 
     amounts: ClassVar[Sequence[float]]
     """Dial times eta, above 0, at which a preview samples unless told otherwise."""
+
+    how: ClassVar[type[Any]]
+    """The class that stands for ``How``."""
+
+    probing: ClassVar[Plan[Any]]
+    """What a training's probe looks at unless told otherwise, from the dial's one end to the other."""
+
+    reporting: ClassVar[Plan[Any]]
+    """What a training's report looks at unless told otherwise."""
 
     @abstractmethod
     def place(self, out: Path | None) -> Path | None:
@@ -110,6 +123,54 @@ class Medium(ABC, Generic[Model, How]):
             oracle: of pictures: measure the training-free oracle on the same scenes.
             eta: of pictures: the oracle's; the dial's own unless given.
         """
+
+    @abstractmethod
+    def states(
+        self,
+        backbone: Model,
+        prompts: Sequence[str],
+        count: int,
+        target: str = "",
+        how: How | None = None,
+        seed: int | None = None,
+    ) -> BaseStates:
+        """Where the base's predictions are compared with others: states of what it makes of some prompts.
+
+        Args:
+            backbone: the model, with nothing attached.
+            prompts: held-out ones.
+            count: scenes, each with a prompt and a seed of its own.
+            target: of a language model, the instruction that the prompts are answered under.
+            how: the base makes them.
+            seed: of the first scene, the others count on; the usual one unless given.
+
+        Raises:
+            SliderError: there are too few prompts.
+        """
+
+    @abstractmethod
+    def watch(self, concept: Concept, plan: Plan[How], judge: Source | Path | None = None) -> Watch[Model, How]:
+        """What looks at a slider while it is trained and when it is done.
+
+        Args:
+            concept: in the words for this medium.
+            plan: what is looked at.
+            judge: of pictures: file or name of the attribute judge.
+
+        Raises:
+            SliderError: the concept cannot be measured like this.
+        """
+
+    def plan(self, usual: Plan[How], how: Mapping[str, object] | None = None, **given: object) -> Plan[How]:
+        """One of the usual plans with what is given in place of what it has.
+
+        Args:
+            usual: `probing` or `reporting`.
+            how: settings as a config has them; the usual ones if None.
+            given: further fields of the plan; None leaves one as it is.
+        """
+        changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        return replace(usual, **changes, how=usual.how if how is None else settled(how, self.how))
 
 
 def medium_of(backbone: AbstractBackbone) -> Medium[Any, Any]:

@@ -1,6 +1,7 @@
 """Pictures: strips, grids and the attribute judge."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from sliders.backbones.base import DiffusionBackbone
 from sliders.concept import Concept
 from sliders.console import say
 from sliders.errors import SliderError
+from sliders.evaluation.base_states import BaseStates, picture_states
 from sliders.evaluation.pictures.dose import dose_response
 from sliders.evaluation.pictures.report import (
     STRIP_ROWS,
@@ -23,6 +25,8 @@ from sliders.evaluation.pictures.report import (
 )
 from sliders.evaluation.pictures.sampling import Sampling, Scene, sample, sample_oracle, scenes
 from sliders.evaluation.pictures.strength import suggest_eta
+from sliders.evaluation.pictures.watching import PictureWatch
+from sliders.evaluation.watching import Plan
 from sliders.files import check_place, replacing
 from sliders.formats.metadata import concept_of, number_of
 from sliders.media.base import Medium
@@ -35,6 +39,9 @@ class Pictures(Medium[DiffusionBackbone, Sampling]):
     """What models of pictures make."""
 
     amounts = (0.5, 1, 2, 3, 4, 6, 8)
+    how = Sampling
+    probing = Plan((-1.0, 0.0, 1.0), 8, Sampling(steps=12))
+    reporting = Plan((-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0), 16, Sampling())
 
     def place(self, out: Path | None) -> Path:
         file = out or Path("grid.png")
@@ -123,6 +130,22 @@ class Pictures(Medium[DiffusionBackbone, Sampling]):
             )
         write_report(evaluation, out, dial.name)
         say(*([evaluation.table()] if evaluation.dose else []), f"report  {out}")
+
+    def states(
+        self,
+        backbone: DiffusionBackbone,
+        prompts: Sequence[str],
+        count: int,
+        target: str = "",
+        how: Sampling | None = None,
+        seed: int | None = None,
+    ) -> BaseStates:
+        first = {} if seed is None else {"first_seed": seed}
+        return picture_states(backbone, scenes(prompts, count, **first), how)
+
+    def watch(self, concept: Concept, plan: Plan[Sampling], judge: Source | Path | None = None) -> PictureWatch:
+        made = PictureWatch(concept, plan)
+        return made if judge is None else replace(made, judge=load_judge(judge, concept))
 
 
 MEDIUM = Pictures()

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.table import Table
@@ -11,10 +12,14 @@ from sliders.algebra.slider import NamedDial
 from sliders.backbones.language.model import CausalLMBackbone
 from sliders.concept import BETWEEN, Concept
 from sliders.console import say
+from sliders.errors import SliderError
+from sliders.evaluation.base_states import BaseStates, text_states
 from sliders.evaluation.texts.dose import evaluate_text, heldout_messages, log_odds
 from sliders.evaluation.texts.report import write_text_report
 from sliders.evaluation.texts.sampling import Speaking, say_with_oracle
 from sliders.evaluation.texts.scores import distinct, read, repetition
+from sliders.evaluation.texts.watching import TextWatch
+from sliders.evaluation.watching import Plan
 from sliders.files import write_text
 from sliders.formats.metadata import concept_of
 from sliders.media.base import Medium
@@ -42,6 +47,9 @@ class Texts(Medium[CausalLMBackbone, Speaking]):
     """What language models answer."""
 
     amounts = (0.5, 1, 2, 3)
+    how = Speaking
+    probing = Plan((-1.0, 0.0, 1.0), 12, Speaking(tokens=24))
+    reporting = Plan((-2.0, -1.0, 0.0, 1.0, 2.0), 64, Speaking())
 
     def place(self, out: Path | None) -> None:
         """Nothing is written."""
@@ -115,6 +123,26 @@ class Texts(Medium[CausalLMBackbone, Speaking]):
             dose = evaluate_text(backbone, lambda d: attached.turned({dial.name: d}), what, positions, count, how)
         write_text_report(dose, out)
         say(dose.samples(), dose.table(), f"report  {out}")
+
+    def states(
+        self,
+        backbone: CausalLMBackbone,
+        prompts: Sequence[str],
+        count: int,
+        target: str = "",
+        how: Speaking | None = None,
+        seed: int | None = None,
+    ) -> BaseStates:
+        how = how or Speaking()
+        if len(prompts) < count:
+            raise SliderError(f"there are {len(prompts)} messages for {count} scenes; lower --scenes or give --prompts")
+        how = how if seed is None else replace(how, first_seed=seed)
+        return text_states(backbone, target, prompts[:count], how)
+
+    def watch(self, concept: Concept, plan: Plan[Speaking], judge: Source | Path | None = None) -> TextWatch:
+        if judge is not None:
+            raise SliderError(f"{judge} reads pictures, and text is read by the concept's score; set judge to null")
+        return TextWatch(concept, plan)
 
 
 MEDIUM = Texts()

@@ -22,6 +22,7 @@ from sliders.backbones.base import AbstractBackbone, DiffusionBackbone
 from sliders.backbones.language.model import CausalLMBackbone
 from sliders.concept import BETWEEN
 from sliders.errors import SliderError
+from sliders.evaluation.base_states import picture_states, text_states
 from sliders.evaluation.pictures.judge import AttributeJudge
 from sliders.evaluation.pictures.sampling import scenes
 from sliders.evaluation.texts.sampling import Speaking
@@ -34,7 +35,6 @@ from sliders.page.requests import FARTHEST, MOST_CHOSEN, Axis, Canvas, Drawn, Sp
 from sliders.page.safety import MEGABYTE, Shelf, check_upload, clean_text, whole, within
 from sliders.page.turns import Superseded, Turn, Turns
 from sliders.runtime.attach import attach
-from sliders.studies.base_states import picture_states, text_states
 
 _BASES_KEPT = 64
 

@@ -12,6 +12,7 @@ from sliders.algebra.slider import Partial, Slider
 from sliders.backbones.base import AbstractBackbone, DiffusionBackbone
 from sliders.concept import Concept, Measure
 from sliders.errors import SliderError
+from sliders.evaluation.base_states import BaseStates, Behaviour
 from sliders.evaluation.pictures.dose import dose_response
 from sliders.evaluation.pictures.judge import AttributeJudge
 from sliders.evaluation.pictures.report import dose_response_figure, heldout_prompts
@@ -24,7 +25,6 @@ from sliders.report.drawing import dial_label
 from sliders.report.page import Section, heatmap
 from sliders.runtime.attach import attach
 from sliders.runtime.layers import layer_weights
-from sliders.studies.base_states import BaseStates, Behaviour
 from sliders.studies.explain.reads import refusal
 from sliders.studies.explain.study import Effort, changes_of, study
 from sliders.studies.laws.report import paths_figure

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from sliders.algebra.compose import orthogonalise
 from sliders.algebra.pairs import Pairs
 from sliders.algebra.slider import Slider
+from sliders.evaluation.base_states import BaseStates, Behaviour
 from sliders.evaluation.statistics import Estimate, mantel, spearman, upper
 from sliders.runtime.attach import attach
-from sliders.studies.base_states import BaseStates, Behaviour
 from sliders.studies.measures import Measured, interaction
 
 _WIDEST = 2048

@@ -25,9 +25,9 @@ from torch import Tensor
 
 from sliders.algebra.slider import Slider
 from sliders.concept import Concept
+from sliders.evaluation.base_states import BaseStates, Behaviour
 from sliders.evaluation.statistics import Estimate, between_groups, bootstrap, sign_flip
 from sliders.runtime.attach import attach
-from sliders.studies.base_states import BaseStates, Behaviour
 
 STEP = 0.5
 REACH = 2.0

@@ -3,24 +3,18 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
-import numpy as np
-import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from sliders.backbones.base import DiffusionBackbone
 from sliders.console import say
 from sliders.errors import SliderError, check_at_least_1
-from sliders.evaluation.pictures.dose import dose_response
-from sliders.evaluation.pictures.judge import AttributeJudge
-from sliders.evaluation.pictures.report import evaluate_dial, heldout_prompts, load_judge, write_report
-from sliders.evaluation.pictures.sampling import Sampling, check_sampling, sample_dial, scenes
-from sliders.report.drawing import strip
+from sliders.evaluation.settings import Settings
+from sliders.evaluation.watching import Watch
+from sliders.media.base import medium_of
 from sliders.resources.paths import Source
 from sliders.runtime.adapter import Adapter
-from sliders.runtime.attach import attach
 from sliders.training import stopping
 from sliders.training.module import SliderModule
 
@@ -42,30 +36,11 @@ def write_slider(trainer: L.Trainer, module: SliderModule) -> Path:
         return module.backbone.save_slider(slider, run_folder(trainer))
 
 
-def denoiser(module: SliderModule) -> DiffusionBackbone:
-    """The module's model, if it makes pictures."""
-    if not isinstance(module.backbone, DiffusionBackbone):
-        raise SliderError(f"{type(module.backbone).__name__} makes no pictures; use TextProbe and TextReport")
-    return module.backbone
-
-
 def _parts(pl_module: L.LightningModule) -> tuple[SliderModule, Adapter]:
     """The module, and the slider on it, which is there from the first step to the last."""
     assert isinstance(pl_module, SliderModule)
     assert pl_module.adapter is not None
     return pl_module, pl_module.adapter
-
-
-def _early(module: SliderModule, judge: Source | Path | None, pictures: int) -> AttributeJudge | None:
-    """The judge, before the training, so that what cannot be measured is known then.
-
-    Raises:
-        SliderError: the model makes no pictures, there is no such judge, it does not know the concept's measure, or
-            there are no scenes.
-    """
-    denoiser(module)
-    scenes(heldout_prompts(module.concept), pictures)
-    return None if judge is None else load_judge(judge, module.concept)
 
 
 class AbstractProbe(ABC, L.Callback):
@@ -169,111 +144,102 @@ class SliderWriter(AbstractProbe):
                 callback.on_train_end(trainer, pl_module)
 
 
+def _watch(
+    module: SliderModule, usual: Literal["probing", "reporting"], judge: Source | Path | None, how: Settings | None,
+    **given: Any,
+) -> Watch[Any, Any]:  # fmt: skip
+    """The medium's watch for a callback, before the model is read, so that what cannot be measured is known then."""
+    medium = medium_of(module.backbone)
+    return medium.watch(module.concept, medium.plan(getattr(medium, usual), how, **given), judge)
+
+
 class Probe(AbstractProbe):
-    """Says early whether a run learns: a few pictures at dials -1, 0, 1, read by the judge.
+    """Says early whether a run learns: a few pictures or responses at dials -1, 0, 1, and what reads them.
 
-    The progress bar and the logger get the concept's effect (the difference of its probability between dials 1 and
-    -1) and the drift of everything else; the logger gets the pictures.
+    The progress bar and the logger get the concept's effect, which is the difference of what is read between dials 1
+    and -1, and of pictures the drift of everything else; TensorBoard gets the pictures or texts.
 
     Args:
-        judge: file of the attribute judge, or its name; without it only pictures are made.
+        judge: of pictures: file of the attribute judge, or its name; without it they are made and not read.
         every: steps between two probes.
-        pictures: scenes at each dial.
-        sampling: how they are sampled.
-    """
-
-    dials = (-1.0, 0.0, 1.0)
-
-    def __init__(
-        self, judge: Source | Path | None = None, every: int = 50, pictures: int = 8, sampling: Sampling | None = None
-    ) -> None:
-        super().__init__(every)
-        self.judge_file, self.pictures = judge, pictures
-        self.sampling = sampling or Sampling(steps=12)
-        self._judge: AttributeJudge | None = None
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        assert isinstance(pl_module, SliderModule)
-        self._judge = _early(pl_module, self.judge_file, self.pictures)
-
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert isinstance(pl_module, SliderModule)
-        check_sampling(denoiser(pl_module), self.sampling)
-
-    def look(self, trainer: L.Trainer, module: SliderModule, adapter: Adapter) -> None:
-        concept = module.concept
-        measure = concept.measure
-        wanted = scenes(heldout_prompts(concept), self.pictures)
-        pictures = sample_dial(denoiser(module), adapter.dial, wanted, self.dials, self.sampling)
-        if self._judge is not None and measure is not None:
-            dose = dose_response(self._judge, measure, pictures, self.dials)
-            moved = {
-                "probe_effect": dose.response[2] - dose.response[0],
-                "probe_drift": max(d.change for d in dose.drift),
-            }
-            module.log_dict(moved, prog_bar=True)
-        if isinstance(trainer.logger, TensorBoardLogger):
-            image = strip(pictures[:, :4], self.dials, [s.prompt for s in wanted[:4]], f"step {trainer.global_step}")
-            tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-            trainer.logger.experiment.add_image("strip", tensor, trainer.global_step)
-
-
-class FinalReport(AbstractReport):
-    """Evaluates the finished slider, writes its pictures and numbers, and says how to use it.
-
-    Args:
-        judge: file of the attribute judge, or its name; without it there is a strip and no numbers.
-        dials: positions, 0 among them.
-        pictures: scenes at each position.
-        sampling: how they are sampled.
-        oracle: also evaluate the training-free oracle on the same scenes.
+        scenes: pictures or responses at each dial; the medium's own number unless given.
+        how: they are sampled; the medium's own way unless given.
     """
 
     def __init__(
         self,
         judge: Source | Path | None = None,
-        dials: Sequence[float] = (-2, -1.5, -1, -0.5, 0, 0.5, 1, 1.5, 2),
-        pictures: int = 16,
-        sampling: Sampling | None = None,
-        oracle: bool = False,
+        every: int = 50,
+        scenes: int | None = None,
+        how: Settings | None = None,
     ) -> None:
-        if 0 not in dials:
-            raise SliderError(f"FinalReport.dials is {list(dials)}; 0, the base, must be among them")
-        self.judge_file, self.dials, self.pictures = judge, [float(d) for d in dials], pictures
-        self.sampling, self.oracle = sampling or Sampling(), oracle
+        super().__init__(every)
+        self.judge, self.scenes, self.how = judge, scenes, how
+        self._watch: Watch[Any, Any] | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         assert isinstance(pl_module, SliderModule)
-        _early(pl_module, self.judge_file, self.pictures)
+        self._watch = _watch(pl_module, "probing", self.judge, self.how, scenes=self.scenes)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, SliderModule)
-        check_sampling(denoiser(pl_module), self.sampling)
+        assert self._watch is not None
+        self._watch.check(pl_module.backbone)
+
+    def look(self, trainer: L.Trainer, module: SliderModule, adapter: Adapter) -> None:
+        assert self._watch is not None
+        board = trainer.logger.experiment if isinstance(trainer.logger, TensorBoardLogger) else None
+        found = self._watch.look(module.backbone, adapter.dial, board, trainer.global_step)
+        module.log_dict(dict(found), prog_bar=True)
+
+
+class FinalReport(AbstractReport):
+    """Evaluates the finished slider, writes what it makes and the numbers, and says how to use it.
+
+    Args:
+        judge: of pictures: file of the attribute judge, or its name; without it there is a strip and no numbers.
+        dials: positions, 0 among them; the medium's own unless given.
+        scenes: pictures or responses at each position; the medium's own number unless given.
+        how: they are sampled; the medium's own way unless given.
+        oracle: of pictures: also evaluate the training-free oracle on the same scenes.
+        show: of text: responses that are printed.
+    """
+
+    def __init__(
+        self,
+        judge: Source | Path | None = None,
+        dials: Sequence[float] | None = None,
+        scenes: int | None = None,
+        how: Settings | None = None,
+        oracle: bool = False,
+        show: int = 2,
+    ) -> None:
+        if dials is not None and 0 not in dials:
+            raise SliderError(f"FinalReport.dials is {list(dials)}; 0, the base, must be among them")
+        self.dials = None if dials is None else [float(dial) for dial in dials]
+        self.judge, self.scenes, self.how, self.oracle, self.show = judge, scenes, how, oracle, show
+        self._watch: Watch[Any, Any] | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        assert isinstance(pl_module, SliderModule)
+        given = {"dials": self.dials, "scenes": self.scenes, "oracle": self.oracle, "samples": self.show}
+        self._watch = _watch(pl_module, "reporting", self.judge, self.how, **given)
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, SliderModule)
+        assert self._watch is not None
+        self._watch.check(pl_module.backbone)
 
     def report(self, trainer: L.Trainer, module: SliderModule, adapter: Adapter) -> None:
-        folder, concept = run_folder(trainer), module.concept
-        slider = module.slider()
-        with attach(denoiser(module), [slider]) as turned:  # folded, which the slider in training is not
-            evaluation = evaluate_dial(
-                denoiser(module),
-                lambda positions: turned.turned({slider.name: positions}),
-                concept,
-                judge=AttributeJudge.load(self.judge_file) if self.judge_file else None,
-                eta=module.loss.eta,
-                dials=self.dials,
-                pictures=self.pictures,
-                how=self.sampling,
-                with_oracle=self.oracle,
-            )
-        write_report(evaluation, folder)
-        module.measured = evaluation.summary()
+        assert self._watch is not None
+        finished = self._watch.report(module.backbone, adapter.dial, module.slider(), run_folder(trainer))
+        module.measured = dict(finished.summary)
         file = write_slider(trainer, module)
         usage = module.backbone.usage(module.slider(), file)
-        say("", *([evaluation.table()] if evaluation.dose else []))
+        say("", *finished.shown, f"slider   {file}")
         say(
-            f"slider   {file}",
-            f"strip    {folder / 'strip.png'}",
-            f"turn it  sliders generate {concept.target!r} --slider {file} --dial 1",
+            *[f"{what:9s}{place}" for what, place in finished.files.items()],
+            f"turn it  sliders generate {finished.prompt!r} --slider {file} --dial 1",
             *[f"{'or' if k == 0 else '':9s}{line}" for k, line in enumerate(usage)],
         )
 

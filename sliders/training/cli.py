@@ -19,7 +19,7 @@ from sliders.errors import SliderError, unwrapped
 from sliders.files import replacing
 from sliders.resources.paths import called_here
 from sliders.resources.shipped import DEFAULT_CONFIG, shipped, with_files
-from sliders.training import stopping
+from sliders.training import renamed, stopping
 from sliders.training.callbacks import SliderWriter, callbacks_of
 from sliders.training.checkpoints import CheckpointFiles, RunCheckpoint, read_newest
 from sliders.training.checks import check_made, refused_in_a_line
@@ -107,7 +107,11 @@ class SliderCLI(LightningCLI):
             auto_configure_optimizers=False,
             seed_everything_default=0,
             save_config_callback=RunConfig,
-            parser_kwargs={"default_config_files": [str(BASE_CONFIG)], "description": _DESCRIPTION},
+            parser_kwargs={
+                "default_config_files": [str(BASE_CONFIG)],
+                "description": _DESCRIPTION,
+                "parser_mode": renamed.MODE,
+            },
             args=args,
             **kwargs,
         )
@@ -252,7 +256,7 @@ class SliderCLI(LightningCLI):
             if (began := content.get("settings")) is None:
                 say(f"{checkpoint} does not say what its run was set to, so that it cannot be compared")
             else:
-                check_same(began, now, checkpoint)
+                check_same(renamed.renamed(began), now, checkpoint)
         self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=checkpoint, weights_only=True)
 
     def _go_on(self) -> str:

@@ -24,7 +24,7 @@ class Renamed:
     Args:
         path: of the class.
         arguments: their names, by what they were called.
-        defaults: of arguments whose default was another one.
+        defaults: what it was where nothing else was said; without them a config would take them from `base.yaml`.
     """
 
     path: str
@@ -35,12 +35,14 @@ class Renamed:
 _CALLBACKS = "sliders.training.callbacks"
 _OF_PICTURES = {"pictures": "scenes", "sampling": "how"}
 _OF_TEXTS = {"prompts": "scenes", "speaking": "how"}
+_TEXT_PROBE = {"judge": None, "every": 20, "scenes": 12, "how": None}
+_TEXT_REPORT = {"judge": None, "dials": [-2, -1, 0, 1, 2], "scenes": 64, "how": None}
 RENAMED: Mapping[str, Renamed] = {
     "sliders.backbones.causal_lm.CausalLMBackbone": Renamed("sliders.backbones.language.model.CausalLMBackbone"),
     f"{_CALLBACKS}.Probe": Renamed(f"{_CALLBACKS}.Probe", _OF_PICTURES),
     f"{_CALLBACKS}.FinalReport": Renamed(f"{_CALLBACKS}.FinalReport", _OF_PICTURES),
-    "sliders.training.text_callbacks.TextProbe": Renamed(f"{_CALLBACKS}.Probe", _OF_TEXTS, {"every": 20}),
-    "sliders.training.text_callbacks.TextReport": Renamed(f"{_CALLBACKS}.FinalReport", _OF_TEXTS),
+    "sliders.training.text_callbacks.TextProbe": Renamed(f"{_CALLBACKS}.Probe", _OF_TEXTS, _TEXT_PROBE),
+    "sliders.training.text_callbacks.TextReport": Renamed(f"{_CALLBACKS}.FinalReport", _OF_TEXTS, _TEXT_REPORT),
     "sliders.training.text_callbacks.ErasureReport": Renamed("sliders.training.erasure.ErasureReport"),
 }
 """By the path that earlier versions wrote."""

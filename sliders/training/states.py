@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Generic, TypeVar, cast
 import torch
 from torch import Tensor
 
-from sliders.backbones.base import AbstractBackbone, DiffusionBackbone
+from sliders.backbones.base import AbstractBackbone, DiffusionBackbone, of_class
 from sliders.batch import TensorBatch, join, take
 from sliders.errors import SliderError
 from sliders.runtime.adapter import Adapter
@@ -65,12 +65,8 @@ class StateSource(ABC, Generic[Model]):
         Raises:
             SliderError: it is another.
         """
-        if not isinstance(backbone, self.of):
-            raise SliderError(
-                f"model.states is {type(self).__name__}, which is made for a {self.of.__name__}, but model.backbone is "
-                f"a {type(backbone).__name__}; choose states for that"
-            )
-        return cast("Model", backbone)
+        who = f"model.states is {type(self).__name__}, which is made for"
+        return cast("Model", of_class(backbone, self.of, who, "choose states for that"))
 
     @abstractmethod
     def draw(self, teacher: Teacher, adapter: Adapter, batch: StepBatch) -> Lesson:

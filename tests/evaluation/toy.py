@@ -11,7 +11,7 @@ from sliders.algebra.lowrank import LowRank
 from sliders.algebra.slider import Slider
 from sliders.backbones.base import AbstractBackbone, TargetGroup
 from sliders.batch import TensorBatch
-from sliders.studies.base_states import BaseStates
+from sliders.evaluation.base_states import BaseStates
 from tests.factory import lowrank, normal
 
 SCENES = 8

@@ -14,11 +14,11 @@ from sliders.backbones.unet import UNetBackbone
 from sliders.editors.base import Editor
 from sliders.editors.uce import UCE
 from sliders.errors import SliderError
+from sliders.evaluation.base_states import BaseStates, picture_states
 from sliders.evaluation.pictures.sampling import Sampling, scenes
 from sliders.files import replacing
 from sliders.formats import diffusers
 from sliders.runtime.layers import weight_shape
-from sliders.studies.base_states import BaseStates, picture_states
 from sliders.studies.methods import report
 from sliders.studies.methods.fits import Entry, FittedEdits
 from sliders.studies.methods.study import Study

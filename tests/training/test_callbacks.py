@@ -15,16 +15,15 @@ from sliders.backbones.unet import UNetBackbone
 from sliders.concept import Concept, Measure
 from sliders.errors import SliderError
 from sliders.evaluation.pictures.judge import AttributeJudge
-from sliders.evaluation.pictures.sampling import Sampling
+from sliders.evaluation.settings import Settings
 from sliders.formats import diffusers as slider_file
 from sliders.runtime.adapter import Adapter
 from sliders.training.callbacks import BakeModel, FinalReport, Probe, SliderWriter
 from sliders.training.data import ConceptData
 from sliders.training.module import SliderModule
-from sliders.training.text_callbacks import TextProbe
 from tests.training import runs
 
-QUICK = Sampling(steps=2, guidance=2.0)
+QUICK: Settings = {"steps": 2, "guidance": 2.0}
 
 
 @pytest.fixture
@@ -62,14 +61,14 @@ def test_the_slider_is_written_at_the_interval_and_at_the_end(base: Path, tmp_pa
     assert json.loads(written.metadata["sliders.training"])["steps"] == 5
 
 
-@pytest.mark.parametrize("how", [Sampling(height=23), Sampling(steps=2000)])
+@pytest.mark.parametrize("how", [{"height": 23}, {"steps": 2000}], ids=str)
 @pytest.mark.parametrize("callback", [Probe, FinalReport])
 def test_pictures_that_cannot_be_are_known_before_the_first_step(
-    base: Path, tmp_path: Path, callback: type[Probe | FinalReport], how: Sampling
+    base: Path, tmp_path: Path, callback: type[Probe | FinalReport], how: Settings
 ) -> None:
     curve = runs.Curve()
     with pytest.raises(SliderError, match=r"height is 23|2000 steps"):
-        runs.fit(runs.module(base), tmp_path, 2, callbacks=[callback(sampling=how), curve])
+        runs.fit(runs.module(base), tmp_path, 2, callbacks=[callback(how=how), curve])
     assert not curve.values
 
 
@@ -98,7 +97,7 @@ def test_a_probe_says_early_whether_the_concept_moves(
     base: Path, tmp_path: Path, concept: Concept, judge: Path
 ) -> None:
     curve = runs.Curve()
-    probe = Probe(judge, every=2, pictures=2, sampling=QUICK)
+    probe = Probe(judge, every=2, scenes=2, how=QUICK)
     runs.fit(runs.module(base), tmp_path, 4, concept=concept, callbacks=[probe, curve])
     assert len(curve.values["probe_effect"]) >= 2
     assert all(value >= 0 for value in curve.values["probe_drift"])
@@ -118,14 +117,14 @@ def test_a_probe_looks_once_at_a_step(base: Path, tmp_path: Path, batches: int) 
     assert seen == [2, 4]
 
 
-@pytest.mark.parametrize("make", [SliderWriter, Probe, TextProbe])
+@pytest.mark.parametrize("make", [SliderWriter, Probe])
 def test_a_probe_that_never_looks_is_an_error(make: Callable[..., L.Callback]) -> None:
     with pytest.raises(SliderError, match=r"every is 0; it must be at least 1"):
         make(every=0)
 
 
 def test_a_probe_changes_nothing_in_the_training(base: Path, tmp_path: Path, concept: Concept, judge: Path) -> None:
-    probe = Probe(judge, every=1, pictures=2, sampling=QUICK)
+    probe = Probe(judge, every=1, scenes=2, how=QUICK)
     with_probe = runs.fit(runs.module(base), tmp_path, 3, concept=concept, callbacks=[probe])
     assert runs.equal(with_probe, runs.fit(runs.module(base), tmp_path, 3, concept=concept))
 
@@ -133,7 +132,7 @@ def test_a_probe_changes_nothing_in_the_training(base: Path, tmp_path: Path, con
 def test_a_final_report_measures_what_the_file_then_says(
     base: Path, tmp_path: Path, concept: Concept, judge: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    report = FinalReport(judge, dials=[-1, 0, 1], pictures=2, sampling=QUICK, oracle=True)
+    report = FinalReport(judge, dials=[-1, 0, 1], scenes=2, how=QUICK, oracle=True)
     runs.fit(runs.module(base), tmp_path, 2, concept=concept, callbacks=[report])
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     written = json.loads(slider_file.load(tmp_path / "happy.safetensors").metadata["sliders.effect"])
@@ -166,7 +165,7 @@ def test_what_cannot_be_measured_is_known_before_the_training(
     assert concept.measure is not None
     measure = concept.measure if wrong == "pictures" else replace(concept.measure, **{wrong: "joy"})
     model = runs.module(tmp_path, backbone=UNetBackbone(str(tmp_path / "no-model")))
-    made = callback(judge, pictures=0 if wrong == "pictures" else 1)
+    made = callback(judge, scenes=0 if wrong == "pictures" else 1)
     with pytest.raises(SliderError, match="pictures is 0" if wrong == "pictures" else "'joy'"):
         runs.fit(model, tmp_path, 2, concept=replace(concept, measure=measure), callbacks=[made])
 

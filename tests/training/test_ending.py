@@ -224,7 +224,7 @@ class TestResuming:
         file(tmp_path).unlink()
         report = {
             "class_path": "sliders.training.callbacks.FinalReport",
-            "init_args": {"judge": None, "pictures": 1, "dials": [-1, 0, 1], "sampling": {"steps": 1}},
+            "init_args": {"judge": None, "scenes": 1, "dials": [-1, 0, 1], "how": {"steps": 1}},
         }
         bake = {"class_path": "sliders.training.callbacks.BakeModel"}
         wanted = ["--trainer.callbacks", json.dumps([bake, report])]

@@ -11,12 +11,15 @@ import yaml
 from sliders.backbones.language.model import CausalLMBackbone
 from sliders.concept import Concept, Measure
 from sliders.errors import SliderError
+from sliders.evaluation.settings import Settings
 from sliders.evaluation.texts.knowledge import evaluate_erasure
 from sliders.evaluation.texts.sampling import Speaking
 from sliders.formats import peft
 from sliders.losses.erasure import LogProbabilityLoss
+from sliders.resources.paths import Source
+from sliders.training.callbacks import FinalReport, Probe
+from sliders.training.erasure import ErasureReport
 from sliders.training.responses import Responses
-from sliders.training.text_callbacks import ErasureReport, TextProbe, TextReport
 from tests import tiny, tiny_lm
 from tests.training import runs
 
@@ -31,9 +34,9 @@ def concept(tmp_path: Path) -> Concept:
 
 
 @pytest.fixture
-def speaking(tmp_path: Path) -> Speaking:
+def how(tmp_path: Path) -> Settings:
     """A few words."""
-    return Speaking(tokens=6, neutral=tmp_path / "neutral.txt")
+    return {"tokens": 6, "neutral": Source(tmp_path / "neutral.txt")}
 
 
 def module(folder: Path) -> Any:
@@ -45,10 +48,10 @@ def module(folder: Path) -> Any:
 
 
 def test_a_run_shows_and_leaves_what_it_has_learnt(
-    concept: Concept, speaking: Speaking, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    concept: Concept, how: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model, curve = module(tmp_path), runs.Curve()
-    callbacks = [TextProbe(2, 2, speaking), curve, TextReport([-1, 0, 1], 2, speaking)]
+    callbacks = [Probe(every=2, scenes=2, how=how), curve, FinalReport(dials=[-1, 0, 1], scenes=2, how=how)]
     runs.fit(model, tmp_path, 5, concept=concept, callbacks=callbacks)
     assert len(curve.values["probe_effect"]) == 4, "first known at the second step"
     metrics = json.loads((tmp_path / "metrics.json").read_text())
@@ -64,19 +67,17 @@ def test_a_run_shows_and_leaves_what_it_has_learnt(
         assert words in shown
 
 
-def test_a_concept_without_a_score_has_a_probe_all_the_same(
-    concept: Concept, speaking: Speaking, tmp_path: Path
-) -> None:
+def test_a_concept_without_a_score_has_a_probe_all_the_same(concept: Concept, how: Settings, tmp_path: Path) -> None:
     assert concept.measure is not None
     curve, plain = runs.Curve(), replace(concept, measure=replace(concept.measure, attribute=""))
-    runs.fit(module(tmp_path), tmp_path, 2, concept=plain, callbacks=[TextProbe(1, 2, speaking), curve])
+    runs.fit(module(tmp_path), tmp_path, 2, concept=plain, callbacks=[Probe(every=1, scenes=2, how=how), curve])
     assert "loss" in curve.values
     assert "probe_effect" not in curve.values
 
 
 @pytest.mark.parametrize("heat", [0.0, 1.5])
 def test_an_erasure_is_reported_as_it_is_asked_for(
-    heat: float, concept: Concept, speaking: Speaking, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    heat: float, concept: Concept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At the temperature and length that are given, with one held-out wording."""
     facts = {"dog": "good", "cat": "bad", "hat": "long", "day": "sad"}
@@ -89,28 +90,25 @@ def test_an_erasure_is_reported_as_it_is_asked_for(
         asked.append((tokens, temperature))
         return respond(model, conditioning, seeds, tokens, temperature)
 
-    model, report = module(tmp_path), ErasureReport([tmp_path / "pets.yaml"], replace(speaking, temperature=heat))
+    model, report = module(tmp_path), ErasureReport([tmp_path / "pets.yaml"], Speaking(6, heat))
     runs.fit(model, tmp_path, 1, concept=concept)
     monkeypatch.setattr(CausalLMBackbone, "respond", watch)
     evaluate_erasure(model.backbone, model.adapter.dial, report.bodies, report.speaking)
     assert asked == [(24, 0), (24, 0), (6, heat), (6, heat)], "what is known takes the likeliest tokens"
 
 
-def test_a_report_needs_the_base() -> None:
-    with pytest.raises(SliderError, match=r"TextReport\.dials"):
-        TextReport([-1, 1])
-
-
 @pytest.mark.parametrize("kind", ["probe", "report"])
 @pytest.mark.parametrize("wrong", ["score", "prompts", "measure"])
 def test_what_cannot_be_measured_is_known_before_the_training(
-    kind: str, wrong: str, concept: Concept, speaking: Speaking, tmp_path: Path
+    kind: str, wrong: str, concept: Concept, how: Settings, tmp_path: Path
 ) -> None:
     """Before the weights are read."""
     assert concept.measure is not None
     count = 3 if wrong == "prompts" else 2
     measure = {"score": replace(concept.measure, attribute="joy"), "prompts": concept.measure, "measure": None}[wrong]
-    callback = TextProbe(1, count, speaking) if kind == "probe" else TextReport([0], count, speaking)
+    callback = (
+        Probe(every=1, scenes=count, how=how) if kind == "probe" else FinalReport(dials=[0], scenes=count, how=how)
+    )
     model = module(tmp_path)
     with pytest.raises(
         SliderError, match={"score": "joy", "prompts": "measured on 2 prompts", "measure": "'measure'"}[wrong]
@@ -120,6 +118,24 @@ def test_what_cannot_be_measured_is_known_before_the_training(
 
 
 def test_a_missing_neutral_text_is_known_before_the_training(concept: Concept, tmp_path: Path) -> None:
-    report = TextReport([0], 2, Speaking(neutral=tmp_path / "absent.txt"))
+    report = FinalReport(dials=[0], scenes=2, how={"neutral": Source(tmp_path / "absent.txt")})
     with pytest.raises(SliderError, match=r"absent\.txt"):
         runs.fit(module(tmp_path), tmp_path, 1, concept=concept, callbacks=[report])
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [({"judge": Path("a-judge")}, "a-judge reads pictures"), ({"how": {"steps": 2}}, "no Speaking")],
+    ids=["judge", "how"],
+)
+def test_what_is_of_pictures_is_known_before_the_training(
+    given: dict[str, Any], words: str, concept: Concept, tmp_path: Path
+) -> None:
+    for callback in (Probe(scenes=2, **given), FinalReport(scenes=2, **given)):
+        with pytest.raises(SliderError, match=words):
+            runs.fit(module(tmp_path), tmp_path, 1, concept=concept, callbacks=[callback])
+
+
+def test_an_oracle_is_of_pictures(concept: Concept, tmp_path: Path) -> None:
+    with pytest.raises(SliderError, match="oracle"):
+        runs.fit(module(tmp_path), tmp_path, 1, concept=concept, callbacks=[FinalReport(scenes=2, oracle=True)])

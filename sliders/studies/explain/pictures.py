@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from sliders.algebra.change import Change
 from sliders.algebra.edit import Affine
 from sliders.backbones.unet import UNetBackbone
+from sliders.evaluation.base_states import picture_states
 from sliders.evaluation.pictures.sampling import Sampling, scenes
 from sliders.runtime.baking import baked
-from sliders.studies.base_states import picture_states
 from sliders.studies.explain.reader import Ranking, Reader, moved, ranked, spread
 
 _BATCH = 16

@@ -11,11 +11,11 @@ from sliders.algebra.laws import Law, inverse_residue, is_additive, is_group, is
 from sliders.algebra.pairs import pairwise
 from sliders.algebra.slider import NamedDial, Slider
 from sliders.backbones.base import AbstractBackbone
+from sliders.evaluation.base_states import BaseStates, Behaviour
 from sliders.formats.metadata import concept_of, number_of
 from sliders.report.page import Report, Section, heatmap
 from sliders.runtime.attach import attach
 from sliders.runtime.layers import layer_weights
-from sliders.studies.base_states import BaseStates, Behaviour
 from sliders.studies.interference import advice, covariances, forecasts, remedies
 from sliders.studies.laws.report import GAP_HEADINGS, gap_rows, gaps_figure, paths_figure, scatter_figure
 from sliders.studies.measures import STRAIGHT, Measured, behavioural_order_gap, interactions, matrix, oracle_gap, path

@@ -29,11 +29,11 @@ from sliders.algebra.laws import (
     is_transitive,
 )
 from sliders.algebra.slider import Partial
+from sliders.evaluation.base_states import BaseStates, Behaviour
 from sliders.files import write_text
 from sliders.runtime.attach import attach
 from sliders.runtime.baking import baked
 from sliders.runtime.layers import layer_weights
-from sliders.studies.base_states import BaseStates, Behaviour
 from sliders.studies.measures import Gap, Measured, against_null, interaction, path
 from sliders.studies.methods.fits import FittedEdits, hash_of
 

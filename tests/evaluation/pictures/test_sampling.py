@@ -14,6 +14,7 @@ from sliders.backbones.unet import UNetBackbone
 from sliders.batch import rows
 from sliders.concept import Concept
 from sliders.errors import SliderError
+from sliders.evaluation.base_states import picture_states
 from sliders.evaluation.pictures.judge import AttributeJudge
 from sliders.evaluation.pictures.sampling import (
     Sampling,
@@ -29,7 +30,6 @@ from sliders.report.drawing import strip
 from sliders.runtime.adapter import Adapter
 from sliders.runtime.attach import attach
 from sliders.runtime.baking import baked
-from sliders.studies.base_states import picture_states
 from sliders.teacher.oracle import oracle
 from tests import tiny
 from tests.evaluation.conftest import random_slider

@@ -1,22 +1,17 @@
 """Where predictions are compared: states that the base visits, the same for every dial."""
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from sliders.algebra.slider import NamedDial
 from sliders.backbones.base import AbstractBackbone, DiffusionBackbone
 from sliders.backbones.language.model import CausalLMBackbone
 from sliders.batch import TensorBatch, join, take
 from sliders.concept import BETWEEN, Concept
-from sliders.errors import SliderError
-from sliders.evaluation.pictures.report import heldout_prompts
-from sliders.evaluation.pictures.sampling import Sampling, Scene, scenes, visited
+from sliders.evaluation.pictures.sampling import Sampling, Scene, visited
 from sliders.evaluation.texts.sampling import Speaking
-from sliders.formats.metadata import concept_of
 from sliders.losses.erasure import AbstractLoss, ErasureLoss, HiddenStateLoss, LogProbabilityLoss, Prediction
 from sliders.runtime.dials import Dials
 from sliders.teacher.teacher import Teacher
@@ -140,41 +135,3 @@ def text_states(
         seeds = [how.first_seed + i for i in part.tolist()]
         said.append(backbone.complete(backbone.respond(asked, seeds, how.tokens, how.temperature), asked))
     return _base_states(backbone, join(said), prompts, rows, list(messages), rows, min(how.batch, 8))
-
-
-def states_for(
-    backbone: AbstractBackbone,
-    dials: Sequence[NamedDial],
-    count: int,
-    prompts: Sequence[str] | None = None,
-    sampling: Sampling | None = None,
-    speaking: Speaking | None = None,
-) -> BaseStates:
-    """Where dials are compared: at ``count`` scenes of the prompts that their concepts are measured on, in turn.
-
-    Args:
-        backbone: the model that the dials are for.
-        dials: those to be compared.
-        count: scenes; of language each has a message of its own.
-        prompts: others than the concepts' own.
-        sampling: how the base makes the pictures.
-        speaking: how the base answers.
-
-    Raises:
-        SliderError: no dial says which prompts it is measured on, or there are too few.
-    """
-    if count < 1:
-        raise SliderError(f"--scenes is {count}; it must be at least 1")
-    concepts = [concept_of(d).worded(backbone.modality) for d in dials if "sliders.concept" in d.metadata]
-    if prompts is None:
-        sets = [heldout_prompts(concept) for concept in concepts]
-        turns = [prompt for row in itertools.zip_longest(*sets) for prompt in row if prompt is not None]
-        prompts = list(dict.fromkeys(turns))
-    if not prompts:
-        raise SliderError("no slider says which prompts it is measured on; give --prompts")
-    if isinstance(backbone, CausalLMBackbone):
-        if len(prompts) < count:
-            raise SliderError(f"there are {len(prompts)} messages for {count} scenes; lower --scenes or give --prompts")
-        return text_states(backbone, concepts[0].target if concepts else "", prompts[:count], speaking)
-    assert isinstance(backbone, DiffusionBackbone)
-    return picture_states(backbone, scenes(prompts, count), sampling)

@@ -6,11 +6,11 @@ import torch
 from sliders.backbones.base import AbstractBackbone, DiffusionBackbone
 from sliders.backbones.language.model import CausalLMBackbone
 from sliders.concept import BETWEEN, Concept
+from sliders.evaluation.base_states import BaseStates, Behaviour, picture_states, text_states
 from sliders.evaluation.pictures.sampling import Sampling, scenes
 from sliders.evaluation.texts.sampling import Speaking
 from sliders.formula import plausible
 from sliders.runtime.attach import attach
-from sliders.studies.base_states import BaseStates, Behaviour, picture_states, text_states
 from sliders.studies.measures import interaction, oracle_gap, path
 from tests import tiny_lm
 from tests.evaluation.conftest import random_slider
