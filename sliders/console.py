@@ -45,6 +45,34 @@ _HARMLESS = re.compile(
 """What the libraries warn of that does not concern this package.  All else shows, above all what is said of weights."""
 
 
+_OF_TRAINING = (
+    ".*in eval mode at the start of training.*",  # the model is frozen
+    ".*LightningCLI's args parameter.*",  # a command may train, too
+    ".*LeafSpec.*deprecated.*",
+    ".*does not have many workers.*",
+)
+"""What Lightning warns of in every training here."""
+
+
+def _ignore(*messages: str) -> None:
+    for message in messages:
+        warnings.filterwarnings("ignore", message=message)
+
+
+@contextmanager
+def hushed_training() -> Iterator[None]:
+    """A block in which Lightning does not warn of what is so in every training here."""
+    log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    before = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            _ignore(*_OF_TRAINING)
+            yield
+    finally:
+        log.setLevel(before)
+
+
 def _concerns(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.ERROR or not _HARMLESS.search(record.getMessage())
 
@@ -79,8 +107,5 @@ def hush_libraries() -> None:
         for handler in logging.getLogger(name).handlers:
             handler.addFilter(_concerns)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # the model is frozen
-    warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter.*")  # a command may train, too
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*deprecated.*")
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+    _ignore(*_OF_TRAINING)
+    _ignore(".*Checkpoint directory .* exists and is not empty.*")

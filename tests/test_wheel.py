@@ -76,6 +76,7 @@ def installed() -> Iterator[Installed]:
 def test_the_wheel_is_one_package(installed: Installed) -> None:
     names = zipfile.ZipFile(installed.wheel).namelist()
     assert {name.partition("/")[0] for name in names if ".dist-info/" not in name} == {"sliders"}
+    assert "sliders/py.typed" in names
     assert installed.wheel.stat().st_size < MOST_MEGABYTES * 1e6
     code = (
         "import importlib.util as u, sliders\n"

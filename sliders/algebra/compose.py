@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sliders.algebra.edit import Translation
 from sliders.algebra.lowrank import LowRank
-from sliders.algebra.slider import Dial, Slider
+from sliders.algebra.slider import Dial, Hinge, Slider, common_base
 from sliders.errors import SliderError
 
 
@@ -57,6 +57,24 @@ def combine(parts: Sequence[tuple[Dial, float]]) -> Translation:
         except SliderError as error:
             raise SliderError(f"{module!r}: {error}") from None
     return Translation(total)
+
+
+def compose(*dials: Slider | Hinge, at: float | Sequence[float] = 1.0, name: str | None = None) -> Slider:
+    """One slider that is several at their positions, exactly (`combine`); its ranks are the sums of theirs.
+
+    Args:
+        dials: sliders, or hinges of them.
+        at: where each stands; one number for all.
+        name: of the result; theirs joined by ``+`` unless given.
+
+    Raises:
+        SliderError: there are none, or as many positions as there are dials are not given; see `combine`, too.
+    """
+    positions = [float(at)] * len(dials) if isinstance(at, int | float) else list(at)
+    if not dials or len(positions) != len(dials):
+        raise SliderError(f"compose: there are {len(dials)} dials and {len(positions)} positions; give one each")
+    called = name or "+".join(dial.name for dial in dials)
+    return Slider(called, combine(list(zip(dials, positions, strict=True))), common_base(*dials))
 
 
 def inner(a: Translation, b: Translation) -> float:

@@ -75,11 +75,17 @@ class Slider(Piecewise):
 
     def __neg__(self) -> "Slider":
         """The same slider with its ends swapped; of the metadata only the base stays true."""
-        return Slider(self.name, -self.update, _base(self))
+        return Slider(self.name, -self.update, common_base(self))
 
 
-def _base(slider: Slider) -> dict[str, str]:
-    return {key: value for key, value in slider.metadata.items() if key.startswith("sliders.base_")}
+def common_base(*dials: "NamedDial") -> dict[str, str]:
+    """What is known of all dials alike: the base that they were made for."""
+    first, *others = (dial.metadata for dial in dials)
+    return {
+        key: value
+        for key, value in first.items()
+        if key.startswith("sliders.base_") and all(other.get(key) == value for other in others)
+    }
 
 
 @dataclass(frozen=True)
@@ -102,8 +108,7 @@ class Hinge(Piecewise):
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What is known of both sides alike: the base that they were made for."""
-        return {key: value for key, value in _base(self.left).items() if _base(self.right).get(key) == value}
+        return common_base(self.left, self.right)
 
 
 def hinge(left: Slider, right: Slider) -> Hinge:

@@ -62,6 +62,15 @@ class AbstractBackbone(ABC, nn.Module):
     space: str
     """Where predictions lie, for losses that are made for one space: one of `sliders.losses.erasure.SPACES`."""
 
+    @property
+    def recipe(self) -> str:
+        """The config whose settings a training on such a model has where it is not told others, such as ``sd15/age``.
+
+        Raises:
+            SliderError: no config comes with the package for its family.
+        """
+        raise SliderError(f"no config comes with the package for a {type(self).__name__}; give one")
+
     def place(self, device: str | None, dtype: Precision | None) -> None:
         """Say before `load` where the weights shall be and in which precision; None leaves it as it was said before.
 

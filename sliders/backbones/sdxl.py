@@ -35,6 +35,10 @@ class SDXLBackbone(UNetBackbone):
     conditioning_modules = ("text_encoder", "text_encoder_2")
     encoders: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2")
 
+    @property
+    def recipe(self) -> str:
+        return "sdxl/age"
+
     def _unused(self) -> dict[str, Any]:
         return {}
 

@@ -17,7 +17,7 @@ from sliders.batch import TensorBatch, rows_of
 from sliders.errors import SliderError, one_line
 from sliders.formats.pretrained import load_pipeline, save_pipeline
 from sliders.resources.paths import Source
-from sliders.resources.shipped import MODELS, model_folder
+from sliders.resources.shipped import DEFAULT_CONFIG, MODELS, model_folder
 
 
 class UNetBackbone(DiffusionBackbone):
@@ -63,6 +63,11 @@ class UNetBackbone(DiffusionBackbone):
     @property
     def base_model(self) -> str:
         return self.model
+
+    @property
+    def recipe(self) -> str:
+        embedded = Path(model_folder(self.model)).resolve() == Path(model_folder("avatars"))
+        return DEFAULT_CONFIG if embedded else "sd15/age"
 
     def load(self) -> None:
         if self.pipeline is not None:

@@ -24,7 +24,7 @@ def load(path: Path, name: str | None = None) -> Slider:
     return replace(found, name=_called(found, path, name))
 
 
-def load_dial(path: Path, name: str | None = None) -> NamedDial:
+def load_dial(path: Path | str, name: str | None = None) -> NamedDial:
     """Read a slider, a hinge or an edit.
 
     Args:
@@ -34,6 +34,7 @@ def load_dial(path: Path, name: str | None = None) -> NamedDial:
     Raises:
         SliderError: it is none of these, or its name cannot be one.
     """
+    path = Path(path)
     if edit.is_edit(path):
         found = edit.load(path)
     elif hinge.is_hinge(path):
@@ -87,11 +88,23 @@ def save_like(made: Slider | Hinge, out: Path, parts: list[Path]) -> None:
             its layout asks for.
     """
     text = all_of_language(parts)
-    whole_folder = text or isinstance(made, Hinge)
-    if (out.suffix == ".safetensors") == whole_folder:
-        what = "a hinge is a folder with two sliders" if isinstance(made, Hinge) else "a language model's is a folder"
-        raise SliderError(f"--out is {out}, but {what if whole_folder else 'this slider is one .safetensors file'}")
-    base = _base_of(parts) if text else None
+    _check_ending(made, out, text)
+    save_as(made, out, _base_of(parts) if text else None)
+
+
+def save_as(made: Slider | Hinge, out: Path, base: tuple[str, bool] | None) -> None:
+    """Write a slider, or both sides of a hinge, in the layout of one medium.
+
+    Args:
+        made: what to write.
+        out: a ``.safetensors`` file for pictures; a folder for language, and for a hinge.
+        base: of language models the base's name or folder, and whether its layers keep their weights transposed; None
+            for pictures.
+
+    Raises:
+        SliderError: it changes nothing, or ``out`` has another ending than its layout asks for.
+    """
+    _check_ending(made, out, base is not None)
 
     def write(slider: Slider, place: Path) -> None:
         if base is None:
@@ -100,9 +113,16 @@ def save_like(made: Slider | Hinge, out: Path, parts: list[Path]) -> None:
             peft.save(slider, place, *base)
 
     if isinstance(made, Hinge):
-        hinge.save(made, out, write, "" if text else ".safetensors")
+        hinge.save(made, out, write, "" if base else ".safetensors")
     else:
         write(made, out)
+
+
+def _check_ending(made: Slider | Hinge, out: Path, text: bool) -> None:
+    whole_folder = text or isinstance(made, Hinge)
+    if (out.suffix == ".safetensors") == whole_folder:
+        what = "a hinge is a folder with two sliders" if isinstance(made, Hinge) else "a language model's is a folder"
+        raise SliderError(f"--out is {out}, but {what if whole_folder else 'this slider is one .safetensors file'}")
 
 
 def _base_of(parts: Sequence[Path]) -> tuple[str, bool]:

@@ -27,6 +27,11 @@ _MOVES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
+def is_for_language(update: Translation) -> bool:
+    """Whether an update is of layers of a language model, which only a folder of PEFT's holds."""
+    return any(name.startswith(_OURS) for name in update)
+
+
 def save(slider: Slider, folder: Path, base: str, transposed: bool = False) -> None:
     """Write a slider of a language model; the folder appears whole or not at all.
 

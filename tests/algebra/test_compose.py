@@ -1,6 +1,7 @@
 """Sums, compression and orthogonalising: what is exact, and that the reported errors are the true ones."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from sliders.algebra.compose import Composition, combine, compress, inner, orthogonalise
+from sliders.algebra.compose import Composition, combine, compose, compress, inner, orthogonalise
 from sliders.algebra.edit import Affine, Translation
 from sliders.algebra.pairs import pairwise
 from sliders.algebra.slider import Partial, Slider, hinge
@@ -165,3 +166,29 @@ def test_composing_does_not_depend_on_the_gauge(seed: int) -> None:
     for by in ("inner", "columns", "rows"):
         assert_close(flat(orthogonalise(y, x, by).update), flat(orthogonalise(b, a, by).update))
     assert inner(x.update, y.update) == pytest.approx(inner(a.update, b.update))
+
+
+class TestCompose:
+    """A slider that is several."""
+
+    def test_it_adds_their_edits_and_their_names(self) -> None:
+        parts = [slider(name, seed) for name, seed in (("a", 1), ("b", 2))]
+        for at, positions in ((1.0, (1.0, 1.0)), ([1.5, -0.5], (1.5, -0.5))):
+            made = compose(*parts, at=at)
+            wanted = parts[0].at(positions[0]) + parts[1].at(positions[1])
+            for module in wanted:
+                assert_close(made.update[module].dense(), wanted[module].dense())
+            assert made.name == "a+b"
+        assert compose(*parts, name="both").name == "both"
+
+    def test_the_base_is_kept_where_all_have_it(self) -> None:
+        known = {"sliders.base_model": "avatars", "sliders.effect": "2"}
+        one, two = (replace(slider(name, seed), metadata=known) for name, seed in (("a", 1), ("b", 2)))
+        assert compose(one, two).metadata == {"sliders.base_model": "avatars"}
+        other = replace(slider("c", 3), metadata={"sliders.base_model": "another"})
+        assert compose(one, other).metadata == {}
+
+    @pytest.mark.parametrize("given", [([], 1.0), ([1, 2], [1.0])], ids=["none", "too few positions"])
+    def test_a_position_for_each(self, given: tuple[list[int], float | list[float]]) -> None:
+        with pytest.raises(SliderError, match="one each"):
+            compose(*(slider(str(seed), seed) for seed in given[0]), at=given[1])

@@ -176,6 +176,10 @@ class CausalLMBackbone(AbstractBackbone):
     def base_model(self) -> str:
         return self.model
 
+    @property
+    def recipe(self) -> str:
+        return "smollm2/sentiment_hidden" if self.hidden_layers else "smollm2/sentiment"
+
     def _place(self) -> str:
         """What transformers loads: the folder of a fetched model, or what the user gave."""
         return str(fetch(self.model)) if self.model in FETCHED else self.model
