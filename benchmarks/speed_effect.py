@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks.timing import Clock, Evaluations
 from sliders.algebra.slider import Slider
-from sliders.backbones.base import guided
+from sliders.backbones.guidance import guided
 from sliders.backbones.unet import UNetBackbone
 from sliders.batch import TensorBatch, join, take
 from sliders.concept import Concept

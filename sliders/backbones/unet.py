@@ -9,10 +9,13 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from sliders.backbones import schedulers
-from sliders.backbones.base import DiffusionBackbone, Predictor, TargetGroup
+from sliders.backbones.diffusion import DiffusionBackbone
+from sliders.backbones.guidance import Predictor
+from sliders.backbones.origin import Origin
+from sliders.backbones.pipelines import check_pipeline, picture_side, unread
 from sliders.backbones.placement import Placement, Precision, weights
 from sliders.backbones.reading import warn_unread
-from sliders.backbones.vocabulary import check_vocabulary
+from sliders.backbones.targets import TargetGroup
 from sliders.batch import TensorBatch, rows_of
 from sliders.errors import SliderError, one_line
 from sliders.formats.pretrained import load_pipeline, save_pipeline
@@ -92,7 +95,7 @@ class UNetBackbone(DiffusionBackbone):
             raise SliderError(f"cannot load the base model {self.model}: {one_line(error)}") from error
         pipeline = load_pipeline(folder, self._unused(), dtype=precisions, variant=self.variant)
         self.use(pipeline.to(device) if device.type != "cpu" else pipeline)
-        self._remember(folder, files)
+        self.origin = Origin(folder, files)
 
     def _folder(self, place: str) -> Path:
         """Of the pipeline, which is fetched if it is the hub's."""
@@ -106,23 +109,18 @@ class UNetBackbone(DiffusionBackbone):
         return {"safety_checker": None, "requires_safety_checker": False}
 
     def use(self, pipeline: Any) -> None:
-        """Take a pipeline that is already in memory; its modules are frozen."""
-        if getattr(pipeline, "unet", None) is None:
-            raise SliderError(f"{self.model} is a {type(pipeline).__name__}, which has no UNet")
-        found = tuple(name for name in ("text_encoder", "text_encoder_2") if getattr(pipeline, name, None) is not None)
-        if found != self.encoders:
-            raise SliderError(
-                f"{self.model} is a {type(pipeline).__name__} with {' and '.join(found) or 'no text encoder'}, but "
-                f"{type(self).__name__} is for {' and '.join(self.encoders)}; choose the backbone of its family"
-            )
-        for name in self.encoders:
-            tokenizer = getattr(pipeline, name.replace("text_encoder", "tokenizer"))
-            check_vocabulary(tokenizer, getattr(pipeline, name), f"{self.model} ({name})")
-        if pipeline.unet.config.get("time_cond_proj_dim") is not None:
-            raise SliderError(
-                f"{self.model} was distilled to take the guidance as an input of its UNet, which {type(self).__name__} "
-                "cannot give it; use the model that it was distilled from"
-            )
+        """Take a pipeline that is already in memory, where it is and in its precision; its modules are frozen.
+
+        `load` does nothing afterwards.  In messages and in files it is called what the constructor was given.  Its
+        parts get one precision, the UNet's, but for an autoencoder in float16, which becomes float32.
+
+        Args:
+            pipeline: of diffusers, of this family.
+
+        Raises:
+            SliderError: it is of another family, or was made for other prompts or schedulers than it has.
+        """
+        check_pipeline(pipeline, self.encoders, self.model, type(self).__name__)
         self.scheduler = schedulers.sampler(pipeline.scheduler, self.model, self.scheduler_name)
         for name in self.encoders:  # a library may have opened a pipeline in several precisions
             getattr(pipeline, name).to(pipeline.unet.dtype)
@@ -132,7 +130,7 @@ class UNetBackbone(DiffusionBackbone):
         self.unet, self.vae = pipeline.unet, pipeline.vae
         for name in self.encoders:
             setattr(self, name, getattr(pipeline, name))
-        self._remember()
+        self.origin = Origin()
         if self.channels_last:
             self.unet.to(memory_format=torch.channels_last)
             self.vae.to(memory_format=torch.channels_last)
@@ -154,20 +152,7 @@ class UNetBackbone(DiffusionBackbone):
         }
 
     def unread(self, prompts: Sequence[str]) -> dict[str, str]:
-        found: dict[str, str] = {}
-        for name in self.encoders:
-            tokenizer = getattr(self.pipeline, name.replace("text_encoder", "tokenizer"))
-            room = int(tokenizer.model_max_length)
-            for prompt in dict.fromkeys(prompts):
-                ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
-                if len(ids) > room:
-                    rest = tokenizer.decode(ids[room - 1 : -1]).strip()
-                    found.setdefault(
-                        prompt,
-                        f"has {len(ids)} tokens with its marks, {len(ids) - room} more than the {room} that the "
-                        f"{name} of {self.model} reads, which leaves out {rest!r}",
-                    )
-        return found
+        return unread(self.pipeline, self.encoders, self.model, prompts)
 
     def encode(self, prompts: Sequence[str]) -> TensorBatch:
         warn_unread(self, prompts)
@@ -192,21 +177,13 @@ class UNetBackbone(DiffusionBackbone):
         return None
 
     def size(self, height: int | None = None, width: int | None = None) -> tuple[int, int]:
-        factor, own = self.pipeline.vae_scale_factor, self.unet.config.sample_size
-        sides = (own, own) if isinstance(own, int) else own or (None, None)
-        found: list[int] = []
-        for name, asked, made, side in zip(
-            ("height", "width"), (height, width), (self.height, self.width), sides, strict=True
-        ):
-            pixels = asked if asked is not None else made if made is not None else side and side * factor
-            if pixels is None:
-                raise SliderError(f"{self.model} does not say how large its pictures are; give the backbone a {name}")
-            if pixels < factor or pixels % factor:
-                below = max(1, pixels // factor) * factor
-                nearest = f"{below}" if pixels < factor else f"{below} or {below + factor}"
-                raise SliderError(f"{name} is {pixels}, but {self.model} makes multiples of {factor}; give {nearest}")
-            found.append(pixels)
-        return found[0], found[1]
+        asked = {"height": height, "width": width}
+        made = {"height": self.height, "width": self.width}
+        high, wide = (
+            picture_side(self.pipeline, name, made[name] if pixels is None else pixels, self.model)
+            for name, pixels in asked.items()
+        )
+        return high, wide
 
     def start(self, seeds: Sequence[int], height: int | None = None, width: int | None = None) -> Tensor:
         high, wide = (side // self.pipeline.vae_scale_factor for side in self.size(height, width))
@@ -246,10 +223,10 @@ class UNetBackbone(DiffusionBackbone):
     def write(self, folder: Path) -> None:
         save_pipeline(self.pipeline, folder, self.encoders)
 
-    def _whole(self) -> Path:
+    def _whole(self, folder: Path) -> Path:
         place = model_folder(self.model)
         if Path(place).exists():
-            return super()._whole()
+            return folder
         try:  # the hub's, of which no more was fetched than is run here
             return Path(DiffusionPipeline.download(place, revision=self.revision, variant=self.variant))
         except (OSError, ValueError) as error:

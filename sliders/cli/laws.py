@@ -6,7 +6,7 @@ from typing import Literal
 
 from sliders import formats
 from sliders.algebra.slider import NamedDial, Slider
-from sliders.backbones.base import DiffusionBackbone
+from sliders.backbones.diffusion import DiffusionBackbone
 from sliders.backbones.language.model import CausalLMBackbone
 from sliders.backbones.placement import Placement, Precision
 from sliders.cli.defaults import BASE, LANGUAGE, listed

@@ -11,7 +11,8 @@ from jsonargparse import auto_cli
 from sliders import formats
 from sliders.algebra.edit import Translation
 from sliders.algebra.slider import NamedDial
-from sliders.backbones.base import AbstractBackbone, DiffusionBackbone
+from sliders.backbones.base import AbstractBackbone
+from sliders.backbones.diffusion import DiffusionBackbone
 from sliders.backbones.language.model import CausalLMBackbone
 from sliders.backbones.placement import Precision
 from sliders.cli.compose import compose

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sliders.backbones.language.model import CausalLMBackbone
+from sliders.backbones.language.predictions import check_layers
 from sliders.backbones.reading import check_directions, is_rounding
 from sliders.batch import TensorBatch, widened
 from sliders.concept import Concept
@@ -127,7 +128,7 @@ def after_blocks(backbone: CausalLMBackbone, blocks: Sequence[int]) -> Read:
         SliderError: the model has no such block, or none is named.
     """
     layers = [block + 1 for block in blocks]
-    backbone.check_layers(layers)
+    check_layers(backbone.network, layers)
     return lambda said, asked: backbone.hidden(said, asked, layers)
 
 
@@ -139,7 +140,7 @@ def at_layer(backbone: CausalLMBackbone, name: str, side: Literal["input", "outp
     """What a layer reads or writes."""
 
     def read(said: TensorBatch, asked: TensorBatch) -> Tensor:
-        backbone.check_together(asked)
+        backbone.network.check_together(asked)
         seen: list[Tensor] = []
 
         def keep(_: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> None:

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sliders.backbones.base import AbstractBackbone, DiffusionBackbone
+from sliders.backbones.base import AbstractBackbone
+from sliders.backbones.diffusion import DiffusionBackbone
 from sliders.backbones.language.model import CausalLMBackbone
 from sliders.batch import TensorBatch, join, take
 from sliders.concept import BETWEEN, Concept

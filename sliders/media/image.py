@@ -9,7 +9,7 @@ from PIL import Image
 from rich.table import Table
 
 from sliders.algebra.slider import NamedDial
-from sliders.backbones.base import DiffusionBackbone
+from sliders.backbones.diffusion import DiffusionBackbone
 from sliders.concept import Concept
 from sliders.console import say
 from sliders.errors import SliderError

@@ -10,7 +10,7 @@ from torch import Tensor
 from sliders.algebra.edit import Affine
 from sliders.algebra.element import Element
 from sliders.algebra.slider import Partial
-from sliders.backbones.base import DiffusionBackbone
+from sliders.backbones.diffusion import DiffusionBackbone
 from sliders.evaluation.pictures.sampling import Sampling, Scene
 from sliders.page.edits import added
 from sliders.page.library import Entry

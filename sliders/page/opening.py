@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sliders import formats
-from sliders.backbones.base import DiffusionBackbone
+from sliders.backbones.diffusion import DiffusionBackbone
 from sliders.backbones.language.model import CausalLMBackbone
 from sliders.errors import SliderError
 from sliders.formats.given import given

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from sliders.algebra.slider import Piecewise
-from sliders.backbones.base import DiffusionBackbone, Predictor, guided
+from sliders.backbones.diffusion import DiffusionBackbone
+from sliders.backbones.guidance import Predictor, guided
 from sliders.batch import TensorBatch
 from sliders.evaluation.pictures.sampling import Sampling, Scene, conditionings, finish
 from sliders.runtime.attach import attach

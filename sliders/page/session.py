@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from sliders.algebra.slider import Hinge, NamedDial, Partial, Slider
-from sliders.backbones.base import AbstractBackbone, DiffusionBackbone
+from sliders.backbones.base import AbstractBackbone
+from sliders.backbones.diffusion import DiffusionBackbone
 from sliders.backbones.language.model import CausalLMBackbone
 from sliders.concept import BETWEEN
 from sliders.errors import SliderError

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from sliders.algebra.pairs import pairwise
 from sliders.algebra.slider import Partial, Slider
-from sliders.backbones.base import AbstractBackbone, DiffusionBackbone
+from sliders.backbones.base import AbstractBackbone
+from sliders.backbones.diffusion import DiffusionBackbone
 from sliders.concept import Concept, Measure
 from sliders.errors import SliderError
 from sliders.evaluation.base_states import BaseStates, Behaviour

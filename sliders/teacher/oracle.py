@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sliders.backbones.base import AbstractBackbone, Predictor, guided
+from sliders.backbones.base import AbstractBackbone
+from sliders.backbones.guidance import Predictor, guided
 from sliders.batch import TensorBatch, widened
 from sliders.concept import Concept
 from sliders.teacher.teacher import Teacher

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sliders.backbones.base import AbstractBackbone, Predictor, guided
+from sliders.backbones.base import AbstractBackbone
+from sliders.backbones.guidance import Predictor, guided
 from sliders.backbones.reading import check_told_apart, is_rounding, short
 from sliders.batch import TensorBatch, digest, join, take, widened
 from sliders.concept import Concept

@@ -7,7 +7,8 @@ from typing import Literal, get_args
 
 import torch
 
-from sliders.backbones.language.model import CausalLMBackbone, Steering
+from sliders.backbones.language.model import CausalLMBackbone
+from sliders.backbones.language.sampling import Steering
 from sliders.batch import TensorBatch, join, rows, take
 from sliders.concept import read_prompts
 from sliders.errors import SliderError

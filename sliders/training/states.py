@@ -11,7 +11,8 @@ from typing import Any, ClassVar, Generic, TypeVar, cast
 import torch
 from torch import Tensor
 
-from sliders.backbones.base import AbstractBackbone, DiffusionBackbone, of_class
+from sliders.backbones.base import AbstractBackbone, of_class
+from sliders.backbones.diffusion import DiffusionBackbone
 from sliders.batch import TensorBatch, join, take
 from sliders.errors import SliderError
 from sliders.runtime.adapter import Adapter

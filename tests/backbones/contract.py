@@ -15,7 +15,9 @@ import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, EulerDiscreteScheduler, PNDMScheduler
 from torch import Tensor, nn
 
-from sliders.backbones.base import AbstractBackbone, DiffusionBackbone, guided
+from sliders.backbones.base import AbstractBackbone
+from sliders.backbones.diffusion import DiffusionBackbone
+from sliders.backbones.guidance import guided
 from sliders.batch import TensorBatch, join, rows, take
 from sliders.errors import SliderError
 from sliders.runtime.adapter import Adapter

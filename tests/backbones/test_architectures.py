@@ -102,7 +102,7 @@ def test_every_row_is_what_it_is_alone(name: str) -> None:
     state, asked = backbone.responses(SAID, 6), backbone.encode(PROMPTS)
     ids = torch.cat([asked["prefix"][2][asked["prefix_mask"][2]], state["tokens"][2][state["mask"][2]]])
     with torch.no_grad():
-        said = backbone._able.run(backbone.lm, {"input_ids": ids[None]}, use_cache=False).logits[0]
+        said = backbone.network.able.run(backbone.lm, {"input_ids": ids[None]}, use_cache=False).logits[0]
         own = said[-int(state["mask"][2].sum()) - 1 : -1].log_softmax(-1)
         assert_close(whole(backbone)(state, asked)[2][state["mask"][2]], own, rtol=1e-4, atol=1e-4)
     for how in (attached, in_training):
@@ -124,7 +124,7 @@ def test_every_row_is_what_it_is_alone(name: str) -> None:
 
 def described(backbone: CausalLMBackbone) -> list[str]:
     """The further cells of a row of the table."""
-    able = backbone._able
+    able = backbone.network.able
     without = sorted({re.sub(r"^lm\..*?\.\d+\.", "", n) for n in backbone.unfit() if "conv" not in n})
     return [
         "together" if able.pads else "of one length at a time",

@@ -15,6 +15,7 @@ from sliders.algebra.slider import Slider
 from sliders.backbones import fingerprint
 from sliders.backbones.fingerprint import hash_files, hash_tensors
 from sliders.backbones.language.model import CausalLMBackbone
+from sliders.backbones.origin import Origin
 from sliders.backbones.placement import Precision
 from sliders.backbones.unet import UNetBackbone
 from sliders.errors import SliderError
@@ -91,7 +92,7 @@ class TestComponents:
 
     def test_nothing_is_hashed_until_somebody_asks(self, monkeypatch: pytest.MonkeyPatch) -> None:
         asked: list[int] = []
-        monkeypatch.setattr("sliders.backbones.base.hash_tensors", lambda tensors: asked.append(1) or "x" * 32)
+        monkeypatch.setattr("sliders.backbones.origin.hash_tensors", lambda tensors: asked.append(1) or "x" * 32)
         made = UNetBackbone("tiny")
         made.use(tiny.stable_diffusion())
         assert asked == []
@@ -133,7 +134,7 @@ class TestComponents:
         in_memory = UNetBackbone("memory")
         in_memory.use(tiny.stable_diffusion())
         assert low.old_fingerprint() == full.old_fingerprint() == in_memory.old_fingerprint()
-        low._remember()  # the control: what is in memory was rounded
+        low.origin = Origin()  # the control: what is in memory was rounded
         assert low.old_fingerprint() != full.old_fingerprint()
 
     def test_files_that_have_changed_since_are_not_the_model(self, tmp_path: Path) -> None:
@@ -147,7 +148,7 @@ class TestComponents:
         fresh.use(tiny.stable_diffusion())
         assert model.fingerprint() == fresh.fingerprint()
         shutil.rmtree(tmp_path)
-        model._hashes.clear()
+        model.origin._hashes.clear()
         assert model.fingerprint() == fresh.fingerprint()
 
     def test_a_model_that_is_given_after_another_was_read_is_the_one_that_counts(self, tmp_path: Path) -> None:
@@ -168,11 +169,11 @@ class TestComponents:
         with Adapter(model, model.select_targets(["xattn"]), 2, 2.0):
             assert model.fingerprint() == fresh.fingerprint()
             assert model.old_fingerprint() == fresh.old_fingerprint()
-        model._remember()
+        model.origin = Origin()
         with baked(model, slider_on(model)):
             assert model.fingerprint() == fresh.fingerprint()
             assert model.old_fingerprint() == fresh.old_fingerprint()
-        model._remember()
+        model.origin = Origin()
         model.unet.conv_in.weight.data += 1
         assert model.fingerprint() != fresh.fingerprint()
 
@@ -211,6 +212,6 @@ def test_files_and_memory_agree(kind: str, tmp_path: Path) -> None:
     made = tiny.stable_diffusion() if kind == "sd" else tiny_lm.language_model(kind)
     tiny.save(made.to(torch.float16), tmp_path)
     stored, memory = read(), read()
-    memory._remember()
+    memory.origin = Origin()
     assert stored.fingerprint() == memory.fingerprint()
     assert read("bfloat16").fingerprint() == stored.fingerprint()

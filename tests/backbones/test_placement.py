@@ -202,7 +202,7 @@ class TestVariants:
             raise OSError("it is not fetched here")
 
         monkeypatch.setattr(DiffusionPipeline, "download", refuse)
-        monkeypatch.setattr("sliders.backbones.language.model.AutoTokenizer.from_pretrained", refuse)
+        monkeypatch.setattr("sliders.backbones.language.loading.AutoTokenizer.from_pretrained", refuse)
         with pytest.raises(SliderError, match="not fetched"):
             KINDS[kind][1]("some/model", revision="v2", variant="fp16").load()
         assert asked["revision"] == "v2"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sliders.backbones import schedulers
-from sliders.backbones.base import guided
+from sliders.backbones.guidance import guided
 from sliders.backbones.sdxl import SDXLBackbone
 from sliders.backbones.unet import UNetBackbone
 from sliders.batch import TensorBatch

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sliders.backbones.language.model import CausalLMBackbone
+from sliders.backbones.language.network import joined
 from sliders.editors.contrast import writer
 from sliders.editors.function_vector import FunctionVector, attention_outputs, head_effects, mean_heads
 from sliders.errors import SliderError
@@ -65,7 +66,7 @@ def test_the_effect_of_a_head_is_what_a_whole_pass_with_it_replaced_shows(model:
 
     def probability() -> Tensor:
         empty = {name: value[:, :0] for name, value in zip(("tokens", "mask"), asked.values(), strict=True)}
-        return model.lm(**model._joined(empty, asked)).logits[0, -1].softmax(-1)[right]
+        return model.lm(**joined(empty, asked)).logits[0, -1].softmax(-1)[right]
 
     base = probability()
     for block, layer in enumerate(layers):

@@ -118,6 +118,7 @@ def test_a_layer_of_a_compiled_model_is_read(
         return torch.cat([side.states for side in contrast(model, answers, at_layer(model, name, "output"))])
 
     plain = states()
-    monkeypatch.setattr(model, "_network", torch.compile(model.lm.forward, backend="eager"))
+    compiled = torch.compile(model.lm.forward, backend="eager")
+    monkeypatch.setattr(model, "network", replace(model.network, forward=compiled))
     model.log_probabilities(answers[0].said, model.encode(answers[0].positives[0]))
     assert_close(states(), plain)

@@ -8,7 +8,8 @@ import torch
 from sliders.algebra.edit import Translation
 from sliders.algebra.lowrank import LowRank
 from sliders.algebra.slider import Slider
-from sliders.backbones.base import AbstractBackbone, DiffusionBackbone
+from sliders.backbones.base import AbstractBackbone
+from sliders.backbones.diffusion import DiffusionBackbone
 from sliders.backbones.unet import UNetBackbone
 from tests import tiny
 

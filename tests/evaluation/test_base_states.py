@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from sliders.backbones.base import AbstractBackbone, DiffusionBackbone
+from sliders.backbones.base import AbstractBackbone
+from sliders.backbones.diffusion import DiffusionBackbone
 from sliders.backbones.language.model import CausalLMBackbone
 from sliders.concept import BETWEEN, Concept
 from sliders.evaluation.base_states import BaseStates, Behaviour, picture_states, text_states

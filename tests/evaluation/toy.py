@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from sliders.algebra.edit import Translation
 from sliders.algebra.lowrank import LowRank
 from sliders.algebra.slider import Slider
-from sliders.backbones.base import AbstractBackbone, TargetGroup
+from sliders.backbones.base import AbstractBackbone
+from sliders.backbones.targets import TargetGroup
 from sliders.batch import TensorBatch
 from sliders.evaluation.base_states import BaseStates
 from tests.factory import lowrank, normal

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sliders.backbones.base import DiffusionBackbone
+from sliders.backbones.diffusion import DiffusionBackbone
 from sliders.batch import TensorBatch, join, take
 from sliders.concept import Concept
 from sliders.runtime.adapter import Adapter

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from sliders.backbones.base import AbstractBackbone
-from sliders.backbones.language.model import CausalLMBackbone, Steering
+from sliders.backbones.language.model import CausalLMBackbone
+from sliders.backbones.language.sampling import Steering
 from sliders.batch import TensorBatch, take
 from sliders.concept import Concept, Wording
 from sliders.errors import SliderError

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sliders.backbones.base import DiffusionBackbone
+from sliders.backbones.diffusion import DiffusionBackbone
 from sliders.backbones.unet import UNetBackbone
 from sliders.batch import TensorBatch, take
 from sliders.errors import SliderError

@@ -8,7 +8,7 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from sliders.backbones.base import DiffusionBackbone
+from sliders.backbones.diffusion import DiffusionBackbone
 from sliders.batch import widened
 from sliders.concept import Measure
 from sliders.evaluation.pictures.judge import AttributeJudge

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 from torch import Tensor
 
-from sliders.backbones.base import DiffusionBackbone
+from sliders.backbones.diffusion import DiffusionBackbone
 from sliders.concept import Concept
 from sliders.evaluation.pictures.dose import DoseResponse, Straightness, dose_response, straightness
 from sliders.evaluation.pictures.judge import AttributeJudge

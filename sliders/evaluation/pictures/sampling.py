@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sliders.backbones.base import DiffusionBackbone, Predictor, guided
+from sliders.backbones.diffusion import DiffusionBackbone
+from sliders.backbones.guidance import Predictor, guided
 from sliders.batch import TensorBatch, join
 from sliders.concept import Concept
 from sliders.errors import SliderError, check_at_least_1

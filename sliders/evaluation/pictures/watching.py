@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from sliders.algebra.slider import Slider
-from sliders.backbones.base import DiffusionBackbone
+from sliders.backbones.diffusion import DiffusionBackbone
 from sliders.evaluation.pictures.dose import dose_response
 from sliders.evaluation.pictures.judge import AttributeJudge
 from sliders.evaluation.pictures.report import evaluate_dial, heldout_prompts, write_report

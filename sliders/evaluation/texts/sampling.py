@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from sliders.backbones.language.model import CausalLMBackbone, Steering
+from sliders.backbones.language.model import CausalLMBackbone
+from sliders.backbones.language.sampling import Steering
 from sliders.backbones.reading import check_directions
 from sliders.batch import TensorBatch, join, take
 from sliders.concept import BETWEEN, Concept

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sliders.backbones.language.model import CausalLMBackbone
+from sliders.backbones.language.predictions import check_layers
 from sliders.backbones.language.trial import try_out
 from sliders.errors import SliderError
 from tests import tiny_lm
@@ -153,14 +154,14 @@ def test_a_model_without_blocks_is_refused() -> None:
 def test_blocks_are_those_of_the_text() -> None:
     """Not those that see pictures, which have the same numbers."""
     backbone = made("gemma3")
-    assert backbone._blocks() == [f"model.language_model.layers.{k}" for k in range(2)]
+    assert [name for name, _ in backbone.network.blocks] == [f"model.language_model.layers.{k}" for k in range(2)]
     assert any("vision" in name for name, _ in backbone.lm.named_modules())
     assert not any("vision" in name for name in backbone.select_targets(["full"]))
 
 
 def test_states_of_two_stacks_are_not_numbered() -> None:
     with pytest.raises(SliderError, match="several stacks"):
-        made("hrm_text").check_layers([1])
+        check_layers(made("hrm_text").network, [1])
 
 
 def test_layers_are_not_read_of_rows_that_run_in_parts() -> None:

@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sliders.backbones.base import DiffusionBackbone, Predictor, TargetGroup
+from sliders.backbones.diffusion import DiffusionBackbone
+from sliders.backbones.guidance import Predictor
+from sliders.backbones.targets import TargetGroup
 from sliders.batch import TensorBatch
 from sliders.concept import Measure
 from sliders.errors import SliderError

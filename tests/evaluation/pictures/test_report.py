@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from sliders.backbones.base import DiffusionBackbone
+from sliders.backbones.diffusion import DiffusionBackbone
 from sliders.concept import Concept, Measure, read_prompts
 from sliders.errors import SliderError
 from sliders.evaluation.pictures.judge import AttributeJudge

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sliders.algebra.slider import Slider
-from sliders.backbones.base import DiffusionBackbone
+from sliders.backbones.diffusion import DiffusionBackbone
 from sliders.backbones.sdxl import SDXLBackbone
 from sliders.backbones.unet import UNetBackbone
 from sliders.batch import rows

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from sliders.algebra.slider import Slider
-from sliders.backbones.language.model import CausalLMBackbone, Steering
+from sliders.backbones.language.model import CausalLMBackbone
+from sliders.backbones.language.sampling import Steering
 from sliders.concept import Concept, Measure
 from sliders.console import say
 from sliders.errors import SliderError
