@@ -14,8 +14,9 @@ from sliders.algebra.lowrank import LowRank
 from sliders.algebra.slider import Dial, Piecewise
 from sliders.errors import SliderError
 from sliders.runtime.baking import is_edited
-from sliders.runtime.dials import Dials, StackedUpdate
+from sliders.runtime.dials import Dials
 from sliders.runtime.layers import displacements, find_layer
+from sliders.runtime.stacked import StackedUpdate
 
 
 def is_attached(model: nn.Module) -> bool:

@@ -43,12 +43,13 @@ def select_modules(model: nn.Module, patterns: Sequence[str], candidates: Sequen
 
 
 def weight_shape(model: nn.Module, name: str) -> tuple[int, ...]:
-    """The shape of a layer's weight as edits have it, the outputs first."""
+    """The shape of a layer's weight as edits have it: ``(outputs, inputs)``, or ``(outputs, inputs, high, wide)``."""
     return tuple(layer_weights(model, name)[0].shape)
 
 
 def layer_weights(model: nn.Module, name: str) -> tuple[Tensor, Tensor | None]:
-    """A layer's weight as edits have it, the outputs first, and its bias, if it has one."""
+    """A layer's weight as edits have it, ``[outputs, inputs]`` or ``[outputs, inputs, high, wide]``, and its bias
+    ``[outputs]``, if it has one."""
     layer = find_layer(model, name, "the edit")
     bias = getattr(layer, "bias", None)
     return as_edited(layer, layer.get_parameter("weight").data), None if bias is None else bias.data
@@ -80,6 +81,9 @@ def editable_layer(model: nn.Module, name: str, owner: str, shape: tuple[int, ..
 
 def displacements(model: nn.Module, owner: str, edit: Factored) -> Iterator[tuple[str, LowRank]]:
     """What an edit adds to each of its layers as they are now; with the bias as one more column where it changes.
+
+    Yields the layer's name and the update: ``B`` ``[outputs, rank]`` and ``A`` ``[rank, inputs]``, of a convolution
+    ``[rank, inputs * high * wide]``, with one more column where the bias changes.
 
     Args:
         model: any module.

@@ -112,6 +112,30 @@ def test_attached_sliders_follow_to_another_precision_and_back(
         assert torch.equal(small(x), there)
 
 
+def names(model: nn.Module) -> dict[str, list[str]]:
+    """Of all that a model says that it has."""
+    return {
+        "modules": [name for name, _ in model.named_modules()],
+        "parameters": [name for name, _ in model.named_parameters()],
+        "buffers": [name for name, _ in model.named_buffers()],
+        "state": list(model.state_dict()),
+    }
+
+
+def test_an_attached_model_has_the_names_that_it_had(model: Small, x: Tensor) -> None:
+    """Also after it has run and been moved, folded and beside."""
+    before = names(model)
+    with attach(model, [slider(model, dict.fromkeys(LAYERS, 2))]) as turned:
+        for dial in (0.7, ROWS):
+            turned.set({"s": dial})
+            model(x)
+            assert names(model.double()) == before
+            model(x.double())
+            model.float()
+    model.leave.register_buffer("up", torch.ones(1), persistent=False)
+    assert names(model) != before, "the control: what a layer that keeps factors as buffers would show"
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_factors_in_training_stay_in_float32(dtype: torch.dtype, model: Small, x: Tensor) -> None:
     with Adapter(model, LAYERS, 2, 2.0) as adapter:
