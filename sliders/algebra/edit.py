@@ -220,7 +220,7 @@ class Affine(Factored, Mapping[str, Element]):
 
 @final
 class Chain(Edit):
-    """Unlike edits one after the other, the first one first: what ``@`` gives outside the monoid."""
+    """Edits one after the other, the first one first: what ``@`` gives where one of them is outside the monoid."""
 
     def __init__(self, steps: Sequence[Edit]) -> None:
         self.steps = tuple(steps)
@@ -237,39 +237,6 @@ class Chain(Edit):
 
     def inverse(self) -> "Chain":
         return Chain([step.inverse() for step in reversed(self.steps)])
-
-
-@final
-class Nonlinear(Edit):
-    """An edit that is some other function of the layer: outside the monoid, and without an inverse here.
-
-    What depends on a layer's input, such as a vector added at some tokens alone, is no edit of weights at all.
-
-    Args:
-        modules: that it changes.
-        function: from ``module, weight, bias`` to the new weight and bias; it may not write into what it is given.
-        why: what it does that no ``L W R + D`` does, for messages ("rounds the weight to bfloat16").
-    """
-
-    def __init__(
-        self,
-        modules: Sequence[str],
-        function: Callable[[str, Tensor, Tensor | None], tuple[Tensor, Tensor | None]],
-        why: str,
-    ) -> None:
-        self._modules, self._function, self.why = tuple(modules), function, why
-
-    @property
-    def modules(self) -> tuple[str, ...]:
-        return self._modules
-
-    def apply_layer(self, module: str, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        if module not in self._modules:
-            return weight.clone(), None if bias is None else bias.clone()
-        return self._function(module, weight, bias)
-
-    def inverse(self) -> Edit:
-        raise SliderError(f"an edit that {self.why} has no inverse; keep the weights from before it")
 
 
 @contextmanager

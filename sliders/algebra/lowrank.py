@@ -155,12 +155,6 @@ class LowRank:
         u, s, vh = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
         return q_b @ u, s, vh @ q_a.T
 
-    def spectral_entropy(self) -> Tensor:
-        """Entropy, in nats, of the singular values as shares of their sum; 0 for an update of rank 1 or 0."""
-        s = self.svd()[1]
-        share = s / s.sum().clamp_min(torch.finfo(s.dtype).tiny)
-        return -torch.special.xlogy(share, share).sum()
-
     def _support(self) -> tuple[Tensor, Tensor, Tensor]:
         """The SVD without what is rounding, as `torch.linalg.matrix_rank` judges it in the factors' precision."""
         u, s, vh = self.svd()

@@ -17,9 +17,10 @@ from sliders.algebra.closed_forms import (
     steer_output,
     write,
 )
-from sliders.algebra.edit import Affine
+from sliders.algebra.edit import Affine, Edit
 from sliders.algebra.element import Element
 from sliders.algebra.lowrank import LowRank
+from sliders.errors import SliderError
 from tests.factory import lowrank, normal
 
 Oracle = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -170,3 +171,17 @@ def in_gauge(part: LowRank, seed: int) -> LowRank:
 def element_in_gauge(element: Element, seed: int) -> Element:
     parts = (in_gauge(part, seed + i) for i, part in enumerate((element.left, element.right, element.shift)))
     return Element(element.shape, *parts)
+
+
+class Rounding(Edit):
+    """Rounds the weight of one layer to bfloat16: outside the monoid, and without an inverse."""
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        return ("fc",)
+
+    def apply_layer(self, module: str, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return (weight.bfloat16() if module in self.modules else weight.clone()).to(weight), bias
+
+    def inverse(self) -> Edit:
+        raise SliderError("an edit that rounds the weight to bfloat16 has no inverse")

@@ -11,12 +11,12 @@ from torch.testing import assert_close
 
 from sliders.algebra.closed_forms import erase_output, onto
 from sliders.algebra.distance import distance, size
-from sliders.algebra.edit import Affine, Chain, Edit, Identity, Nonlinear, Translation
+from sliders.algebra.edit import Affine, Chain, Edit, Identity, Translation
 from sliders.algebra.element import Element, unit_extremes, unit_singular_values
 from sliders.algebra.laws import is_idempotent, is_invertible
 from sliders.algebra.lowrank import LowRank
 from sliders.errors import SliderError
-from tests.algebra.cases import METHODS, SHAPES, edit, element_in_gauge, width
+from tests.algebra.cases import METHODS, SHAPES, Rounding, edit, element_in_gauge, width
 from tests.factory import lowrank, normal
 
 laws = settings(deadline=None, max_examples=12, derandomize=True)
@@ -282,13 +282,9 @@ def test_an_eraser_needs_a_projection() -> None:
     assert onto(torch.cat([v, 2 * v], 1)).rank == 1
 
 
-def rounding() -> Nonlinear:
-    return Nonlinear(["fc"], lambda _, w, b: (w.bfloat16().to(w), b), "rounds the weight to bfloat16")
-
-
 def test_what_is_outside_the_monoid_is_a_chain() -> None:
     """It still composes and associates as maps do, and says that it has no inverse or factors."""
-    f, r = edit("leace", (5, 4), 1), rounding()
+    f, r = edit("leace", (5, 4), 1), Rounding()
     chain = (f @ r) @ f
     assert isinstance(chain, Chain)
     assert len(chain.steps) == 3

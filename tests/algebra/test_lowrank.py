@@ -146,23 +146,6 @@ def test_subspaces_are_those_of_the_update(shape: tuple[int, ...], rank: int, se
 
 
 @laws
-@given(shapes, ranks, seeds)
-def test_entropy_is_that_of_the_spectrum(shape: tuple[int, ...], rank: int, seed: int) -> None:
-    update = lowrank(shape, rank, seed)
-    s = torch.linalg.svdvals(matrix(update))
-    share = s[s > 1e-12] / s.sum()
-    assert_close(update.spectral_entropy(), -(share * share.log()).sum(), atol=1e-9, rtol=1e-9)
-    assert -1e-9 <= float(update.spectral_entropy()) <= math.log(max(1, len(s))) + 1e-9
-
-
-def test_entropy_counts_equal_directions() -> None:
-    q = torch.linalg.qr(normal(6, 3, seed=1)).Q
-    assert float(LowRank(q, q.T, (6, 6)).spectral_entropy()) == pytest.approx(math.log(3))
-    assert float((LowRank(q, q.T, (6, 6)) + lowrank((6, 6), 1) * 100).spectral_entropy()) < math.log(2)  # control
-    assert float(LowRank.zero((6, 6)).spectral_entropy()) == 0
-
-
-@laws
 @given(shapes, st.integers(0, 9), seeds)
 def test_nearest_to_a_dense_update(shape: tuple[int, ...], k: int, seed: int) -> None:
     dense = normal(*shape, seed=seed)
@@ -228,7 +211,6 @@ OPERATIONS: dict[str, Callable[[LowRank, LowRank], Tensor]] = {
     "__matmul__": lambda a, b: (a @ b.unfolded().T).dense(),
     "__rmatmul__": lambda a, b: (b.unfolded().T.dense() @ a).dense(),
     "trace": lambda a, b: (a @ b.unfolded().T).trace(),
-    "spectral_entropy": lambda a, b: a.spectral_entropy(),
     "column_space": lambda a, b: a.column_space() @ a.column_space().T,
     "row_space": lambda a, b: a.row_space() @ a.row_space().T,
     "trim": lambda a, b: a.trim().dense(),

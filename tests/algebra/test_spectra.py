@@ -102,4 +102,3 @@ def test_intruders_are_directions_that_were_not_there() -> None:
 def test_entropy_counts_directions() -> None:
     assert entropy(torch.ones(8)) == pytest.approx(math.log(8))
     assert entropy(torch.tensor([1.0, 0, 0])) == 0
-    assert LowRank.nearest(torch.eye(4).double(), 4).spectral_entropy() == pytest.approx(entropy(torch.ones(4)))

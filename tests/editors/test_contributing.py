@@ -16,7 +16,8 @@ from tests.commands import ROOT, run
 
 
 def test_a_new_editor_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
+    (code,) = [block for block in blocks if "(Editor[" in block]
     (tmp_path / "promote.py").write_text(code)
     monkeypatch.setattr(editors, "__path__", [*editors.__path__, str(tmp_path)])
     assert "promote" in cli_edit.methods()
