@@ -13,6 +13,7 @@ from torch import Tensor
 
 from benchmarks.timing import Clock, Evaluations
 from sliders.algebra.slider import Slider
+from sliders.backbones.base import of_class
 from sliders.backbones.guidance import guided
 from sliders.backbones.unet import UNetBackbone
 from sliders.batch import TensorBatch, join, take
@@ -170,15 +171,13 @@ class Reader(L.Callback):
 
     def read(self, module: SliderModule) -> tuple[float, float]:
         """The difference of the concept's probability between dials 1 and -1, and the worst drift."""
-        assert isinstance(module.backbone, UNetBackbone)
+        backbone = of_class(module.backbone, UNetBackbone, "the benchmark samples from", "give another")
         assert module.adapter is not None
         assert self.concept.measure is not None
         if self.base is None:
-            self.base = sample(module.backbone, self.wanted)
-        with attach(module.backbone, [Slider("now", module.adapter.update())]) as turned:
-            low, high = sample_dial(
-                module.backbone, lambda s: turned.turned({"now": s}), self.wanted, (-1.0, 1.0), Sampling()
-            )
+            self.base = sample(backbone, self.wanted)
+        with attach(backbone, [Slider("now", module.adapter.update())]) as turned:
+            low, high = sample_dial(backbone, lambda s: turned.turned({"now": s}), self.wanted, (-1.0, 1.0), Sampling())
         made = torch.stack([low, self.base, high])
         dose = dose_response(self.judge, self.concept.measure, made, self.dials)
         return dose.response[2] - dose.response[0], max(d.change for d in dose.drift)

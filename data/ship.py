@@ -28,10 +28,10 @@ def ship(sliders: Sequence[Path]) -> None:
     for path in sliders:
         loaded = formats.load(path)
         half = replace(loaded, update=Translation({m: u.to(torch.float16) for m, u in loaded.update.items()}))
-        text = formats.of_language(path)
-        folder = SHIPPED["text" if text else "image"]
+        modality = formats.modality_of(path)
+        folder = SHIPPED[modality]
         folder = folder.with_name("twins") if half.name.endswith("_seed1") else folder
-        if text:
+        if modality == "text":
             place = folder / half.name
             peft.save(half, place, half.metadata["sliders.base_model"], peft.base_of(path)[1])
         else:

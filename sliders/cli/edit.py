@@ -10,7 +10,6 @@ from sliders import editors
 from sliders.algebra.edit import Translation
 from sliders.algebra.slider import Slider
 from sliders.backbones.base import AbstractBackbone
-from sliders.backbones.language.model import CausalLMBackbone
 from sliders.backbones.placement import Precision
 from sliders.cli.defaults import BASE, LANGUAGE
 from sliders.console import say
@@ -40,7 +39,7 @@ def edit_commands() -> dict[str, str | Callable[..., None]]:
 
 def _command(method: str, kind: type[Editor]) -> Callable[..., None]:
     """The command of one editor; its fields are the arguments ``--editor.FIELD``."""
-    default = LANGUAGE if issubclass(kind.of, CausalLMBackbone) else BASE
+    default = LANGUAGE if getattr(kind.of, "modality", None) == LANGUAGE.modality else BASE
 
     def edit(
         editor: Editor | None = None,

@@ -28,7 +28,7 @@ def export(slider: Path, out: Path, language: CausalLMBackbone = LANGUAGE, any_b
     check_place(out)
     (one,) = given(slider, "slider")
     slider = one.path
-    if not formats.all_of_language([slider]):
+    if formats.modality_of(slider) != "text":
         raise SliderError(f"{slider} is for pictures; its file is what diffusers and others load already")
     loaded = one.load()
     if not isinstance(loaded, Slider):

@@ -73,7 +73,7 @@ def laws(
     if twins and len(twins) != len(dials):
         raise SliderError(f"--twin has {len(twins)} files for {len(dials)} sliders; give one each, in the same order")
     check_names(dials)
-    used = language if formats.all_of_language([*paths, *(other.path for other in others)]) else backbone
+    used = language if formats.modality_of(*paths, *(other.path for other in others)) == "text" else backbone
     used.place(device, dtype)
     used.load()
     for dial in [] if any_base else [*dials, *twins]:

@@ -189,7 +189,7 @@ def evaluate(
     what = Concept.load(concept) if concept else None
     files = given(slider, "slider")
     check_place(folder := out or _evaluation(files[0].path), folder=True)
-    text = formats.all_of_language([file.path for file in files])
+    text = formats.modality_of(*(file.path for file in files)) == "text"
     used = language if text else backbone
     loaded = _load(files, used, any_base, device, dtype)[0]
     how = speaking if text else sampling
@@ -230,7 +230,7 @@ def bake(
     files = given(slider, "slider")
     one_each(dial, files)
     check_place(out, folder=True, new=True)
-    model = language if formats.all_of_language([file.path for file in files]) else backbone
+    model = language if formats.modality_of(*(file.path for file in files)) == "text" else backbone
     loaded = _load(files, model, any_base, device, dtype)
     positions = _positions(loaded, dial)
     total = sum((one.at(positions[one.name]) for one in loaded), Translation({}))

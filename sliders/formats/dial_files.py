@@ -52,15 +52,10 @@ def _called(found: NamedDial, path: Path, name: str | None) -> str:
     return found.name if name is None else name
 
 
-def of_language(path: Path) -> bool:
-    """Whether what is there is for a language model: a PEFT folder, a hinge of them, or an edit that says so."""
-    if edit.is_edit(path):
-        return edit.of_language(path)
-    return hinge.sides(path)[1].is_dir() if hinge.is_hinge(path) else path.is_dir()
+def modality_of(*paths: Path) -> str:
+    """What the models make that these files are for, ``image`` or ``text``: all of them for one kind.
 
-
-def all_of_language(paths: Sequence[Path]) -> bool:
-    """`of_language` of files that go together.
+    A PEFT folder, and a hinge of them, is for a language model, and an edit for what it says.
 
     Raises:
         SliderError: some are for models of pictures and some for language models, one is not there, or there are none.
@@ -69,10 +64,17 @@ def all_of_language(paths: Sequence[Path]) -> bool:
         raise SliderError("the list of sliders is empty; give at least one")
     if missing := [path for path in paths if not path.exists()]:
         raise SliderError(f"no slider file at {missing[0]}")
-    kinds = {of_language(path) for path in paths}
-    if len(kinds) > 1:
+    found = {_modality_of(path) for path in paths}
+    if len(found) > 1:
         raise SliderError("sliders of pictures and of language change different models; give those of one kind")
-    return kinds.pop()
+    return found.pop()
+
+
+def _modality_of(path: Path) -> str:
+    if edit.is_edit(path):
+        return edit.modality(path)
+    folder = hinge.sides(path)[1] if hinge.is_hinge(path) else path
+    return "text" if folder.is_dir() else "image"
 
 
 def save_like(made: Slider | Hinge, out: Path, parts: list[Path]) -> None:
@@ -87,7 +89,7 @@ def save_like(made: Slider | Hinge, out: Path, parts: list[Path]) -> None:
         SliderError: the parts are of two kinds, none of them says what the base is, or ``out`` has another name than
             its layout asks for.
     """
-    text = all_of_language(parts)
+    text = modality_of(*parts) == "text"
     _check_ending(made, out, text)
     save_as(made, out, _base_of(parts) if text else None)
 

@@ -63,9 +63,9 @@ def is_edit(file: Path) -> bool:
     return "sliders.edit" in tensors.metadata_of(file)
 
 
-def of_language(file: Path) -> bool:
-    """Whether an edit is for a language model."""
-    return tensors.metadata_of(file).get("sliders.modality") == "text"
+def modality(file: Path) -> str:
+    """What the models make that an edit is for; pictures, where it does not say."""
+    return tensors.metadata_of(file).get("sliders.modality", "image")
 
 
 def load(file: Path) -> Slider | Partial:

@@ -37,6 +37,7 @@ class Entry:
         ends: words for the dial's negative and positive side.
         span: the range that was measured, or that it was made for: of an edit from 0, nothing, to 1, all of it.
         measured: what was measured, or what an edit says of itself, in words; empty where nothing is known.
+        modality: of the models that it is for.
     """
 
     key: str
@@ -44,16 +45,12 @@ class Entry:
     ends: tuple[str, str]
     span: tuple[float, float]
     measured: str
+    modality: str
 
     @property
     def sides(self) -> tuple[Slider | Partial, ...]:
         """The slider or edit, or both sliders of a hinge."""
         return (self.dial.left, self.dial.right) if isinstance(self.dial, Hinge) else (self.dial,)
-
-    @property
-    def text(self) -> bool:
-        """Whether it is for a language model."""
-        return of_language(self.dial)
 
     def strip(self, reach: float) -> tuple[float, float]:
         """Where a strip over it goes: as far to either side, or over its own range where that is on one side of 0."""
@@ -61,26 +58,22 @@ class Entry:
         return (-reach, reach) if low < 0 < high else self.span
 
 
-def of_language(dial: NamedDial) -> bool:
-    """Whether a dial is for a language model."""
-    return any(module.startswith("lm.") for piece in dial.pieces() for module in piece.edit.modules)
-
-
-def describe(key: str, dial: NamedDial) -> Entry:
-    """An entry of that key, from what the dial's own file says of it."""
+def describe(key: str, dial: NamedDial, modality: str = "image") -> Entry:
+    """An entry of that key, from what the dial's own file says of it; ``modality`` is its models'."""
     if isinstance(dial, Hinge):
-        left, right = describe(dial.left.name, dial.left), describe(dial.right.name, dial.right)
+        left, right = (describe(side.name, side, modality) for side in (dial.left, dial.right))
         span = (min(left.span[0], 0.0), max(right.span[1], 0.0))
         measured = f"below 0 it is {left.key}, above 0 {right.key}"
-        return Entry(
-            key, Hinge(key, _wide(dial.left), _wide(dial.right)), (left.ends[0], right.ends[1]), span, measured
-        )
+        made = Hinge(key, _wide(dial.left), _wide(dial.right))
+        return Entry(key, made, (left.ends[0], right.ends[1]), span, measured, modality)
     found = _effect(dial.metadata)
     if isinstance(dial, Partial):
         edit = Affine({module: element.to(torch.float32) for module, element in dial.edit.items()})
         said = clean_text(dial.metadata.get("modelspec.description", ""), 60)
-        return Entry(key, Partial(key, edit, dial.metadata), ("the model", "the edit"), *(found or ((0.0, 1.0), said)))
-    return Entry(key, replace(_wide(dial), name=key), _ends(dial), *(found or ((-2.0, 2.0), "")))
+        span, measured = found or ((0.0, 1.0), said)
+        return Entry(key, Partial(key, edit, dial.metadata), ("the model", "the edit"), span, measured, modality)
+    span, measured = found or ((-2.0, 2.0), "")
+    return Entry(key, replace(_wide(dial), name=key), _ends(dial, modality), span, measured, modality)
 
 
 def _wide(slider: Slider) -> Slider:
@@ -88,14 +81,12 @@ def _wide(slider: Slider) -> Slider:
     return replace(slider, update=Translation({name: u.to(torch.float32) for name, u in slider.update.items()}))
 
 
-def _ends(slider: Slider) -> tuple[str, str]:
+def _ends(slider: Slider, modality: str) -> tuple[str, str]:
     """What the concept's prompts say that its target does not, for the negative and the positive side."""
     try:
-        concept = concept_of(slider)
+        concept = concept_of(slider).worded(modality)
     except SliderError:
         return "less", "more"
-    if concept.text is not None and of_language(slider):
-        concept = concept.worded("text")
     low, high = (_without_target(concept, prompts) for prompts in (concept.negatives, concept.positives))
     return low or "less", high or "more"
 
@@ -138,11 +129,13 @@ class Library:
 
     Args:
         opening: what every user sees.
+        modality: of the model.
         kept: how many of the newest others are kept; each costs memory.
     """
 
-    def __init__(self, opening: Iterable[NamedDial], kept: int = UPLOADS_KEPT) -> None:
-        self._opening = {dial.name: describe(dial.name, dial) for dial in opening}
+    def __init__(self, opening: Iterable[NamedDial], modality: str = "image", kept: int = UPLOADS_KEPT) -> None:
+        self.modality = modality
+        self._opening = {dial.name: describe(dial.name, dial, modality) for dial in opening}
         self._others: OrderedDict[str, Entry] = OrderedDict()
         self._kept, self._lock = kept, threading.Lock()
 
@@ -175,7 +168,7 @@ class Library:
     def add(self, dial: NamedDial, content: bytes = b"") -> Entry:
         """Keep a dial under its name, with a mark of its content where that tells others of the name apart."""
         key = clean_name(dial.name, 90) + (f"-{hashlib.sha256(content).hexdigest()[:6]}" if content else "")
-        entry = describe(key, dial)
+        entry = describe(key, dial, self.modality)
         with self._lock:
             self._others[key] = entry
             while len(self._others) > self._kept:
@@ -183,16 +176,17 @@ class Library:
         return entry
 
 
-def find(shipped: Path, runs: Path = RUNS) -> list[Path]:
-    """Where sliders lie without being named: in the repository, and those trained here, which go before."""
-    text = shipped == SHIPPED["text"]
-    found = {path.stem: path for path in sorted(shipped.glob("*")) if _is_slider(path, text)}
+def find(modality: str, runs: Path = RUNS) -> list[Path]:
+    """Sliders of a modality that nobody names: those that come with the package, and trained ones, which go before."""
+    there = sorted(SHIPPED[modality].glob("*")) if modality in SHIPPED else []
+    found = {path.stem: path for path in there if _is_slider(path, modality)}
     trained = {path.stem: path for path in sorted(runs.glob("*/*")) if path.stem == path.parent.name}
-    return list((found | {name: path for name, path in trained.items() if _is_slider(path, text)}).values())
+    return list((found | {name: path for name, path in trained.items() if _is_slider(path, modality)}).values())
 
 
-def _is_slider(path: Path, text: bool) -> bool:
-    return (path / "adapter_config.json").is_file() if text else path.suffix == ".safetensors"
+def _is_slider(path: Path, modality: str) -> bool:
+    looks_so = (path / "adapter_config.json").is_file() or path.suffix == ".safetensors"
+    return looks_so and formats.modality_of(path) == modality
 
 
 def load_opening(paths: Sequence[Path], fits: Callable[[Mapping[str, str]], bool] | None = None) -> list[NamedDial]:

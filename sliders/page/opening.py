@@ -9,7 +9,7 @@ from sliders.backbones.language.model import CausalLMBackbone
 from sliders.errors import SliderError
 from sliders.formats.given import given
 from sliders.formats.metadata import check_base, differs
-from sliders.page.library import SHIPPED, Library, find, load_opening
+from sliders.page.library import Library, find, load_opening
 from sliders.page.safety import MEGABYTE, Shelf
 from sliders.page.session import Session
 from sliders.runtime.attach import check_names
@@ -41,17 +41,20 @@ def open_session(
         raise SliderError(f"--upload_mb is {megabytes:g}; it must be above 0")
     backbone.load()
     if sliders is None:
-        images = load_opening(find(SHIPPED["image"]), lambda said: not differs(said, backbone))
+        images = load_opening(find(backbone.modality), lambda said: not differs(said, backbone))
         base, name = "sliders.base_model", language.base_model  # which is not read yet
-        texts = load_opening(find(SHIPPED["text"]), lambda said: said.get(base, name) == name)
+        texts = load_opening(find(language.modality), lambda said: said.get(base, name) == name)
     else:
         files = given(sliders, "--sliders")
-        spoken = [formats.of_language(one.path) for one in files]
+        kinds = [formats.modality_of(one.path) for one in files]
         loaded = [one.load() for one in files]
         check_names(loaded)
-        images = [dial for dial, text in zip(loaded, spoken, strict=True) if not text]
-        texts = [dial for dial, text in zip(loaded, spoken, strict=True) if text]
+        images, texts = (
+            [dial for dial, kind in zip(loaded, kinds, strict=True) if kind == model.modality]
+            for model in (backbone, language)
+        )
         for dial in images:
             check_base(dial, backbone)
     most_bytes = round(megabytes * MEGABYTE)
-    return Session(backbone, language, Library(images), Library(texts), Shelf(folder), judge, most_bytes)
+    libraries = Library(images, backbone.modality), Library(texts, language.modality)
+    return Session(backbone, language, *libraries, Shelf(folder), judge, most_bytes)

@@ -10,7 +10,7 @@ It is a little longer than 300 lines so that all that a user can do stands in on
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -23,14 +23,13 @@ from sliders.backbones.diffusion import DiffusionBackbone
 from sliders.backbones.language.model import CausalLMBackbone
 from sliders.concept import BETWEEN
 from sliders.errors import SliderError
-from sliders.evaluation.base_states import picture_states, text_states
 from sliders.evaluation.pictures.judge import AttributeJudge
 from sliders.evaluation.pictures.sampling import scenes
-from sliders.evaluation.texts.sampling import Speaking
 from sliders.formats.metadata import concept_of
+from sliders.media.base import medium_of
 from sliders.page import downloads, pictures, studies, uploads
 from sliders.page.comparison import Comparison, compare
-from sliders.page.library import Entry, Library, of_language
+from sliders.page.library import Entry, Library
 from sliders.page.painting import Positions, Progress, paint, quiet
 from sliders.page.requests import FARTHEST, MOST_CHOSEN, Axis, Canvas, Drawn, Speech
 from sliders.page.safety import MEGABYTE, Shelf, check_upload, clean_text, whole, within
@@ -38,6 +37,23 @@ from sliders.page.turns import Superseded, Turn, Turns
 from sliders.runtime.attach import attach
 
 _BASES_KEPT = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Desk:
+    """One of the page's models with its dials.
+
+    Args:
+        library: its dials.
+        turns: the requests to it.
+        components: its parts that dials are on.
+        model: gives it, read.
+    """
+
+    library: Library
+    turns: Turns
+    components: frozenset[str]
+    model: Callable[[], AbstractBackbone]
 
 
 @dataclass(eq=False, repr=False)
@@ -66,6 +82,8 @@ class Session:
     def __post_init__(self) -> None:
         self._bases: OrderedDict[Canvas, Tensor] = OrderedDict()
         self._loading, self._plotting = threading.Lock(), threading.Lock()
+        self._pictures = Desk(self.images, self.painting, _components(self.backbone), lambda: self.backbone)
+        self._words = Desk(self.texts, self.speaking, _components(self.language), self.load_language)
 
     # Pictures
 
@@ -194,17 +212,18 @@ class Session:
 
     # Sliders
 
-    def library(self, key: str) -> Library:
-        """Which of the two an entry of this key is in."""
-        return self.texts if self.texts.entries([key]) else self.images
+    def _desk(self, key: str) -> Desk:
+        """Where an entry of this key is, or would be asked for."""
+        return next((desk for desk in (self._words, self._pictures) if desk.library.entries([key])), self._pictures)
 
-    def _turns(self, library: Library) -> Turns:
-        """The requests to the model of a library."""
-        return self.speaking if library is self.texts else self.painting
+    def _desk_for(self, dial: NamedDial) -> Desk:
+        """Where a dial on these layers belongs."""
+        on = {module.partition(".")[0] for piece in dial.pieces() for module in piece.edit.modules}
+        return self._words if on & self._words.components else self._pictures
 
     def make_hinge(self, left: str, right: str) -> Entry:
         """A dial that is one slider below 0 and another above."""
-        library = self.library(left)
+        library = self._desk(left).library
         if left == right:
             raise SliderError(f"both sides are {left}; choose another one for one of them")
         one, two = (self._side(library[key]) for key in (left, right))
@@ -225,16 +244,16 @@ class Session:
         """
         check_upload(file, self.most_bytes)
         dial = uploads.read(file)
-        library = self.texts if of_language(dial) else self.images
-        model = self._model(library)
-        with self._turns(library).lock:
+        desk = self._desk_for(dial)
+        model = desk.model()
+        with desk.turns.lock:
             uploads.check(dial, model)
-        return library.add(dial, file.read_bytes())
+        return desk.library.add(dial, file.read_bytes())
 
     def download(self, key: str) -> Path:
         """A slider's or an edit's file; of a hinge and of a language model's slider a zip of its folder."""
-        library = self.library(key)
-        return self._file(library[key].dial, key, library is self.texts)
+        desk = self._desk(key)
+        return self._file(desk.library[key].dial, key, desk)
 
     def composition(self, positions: Positions) -> Path:
         """All dials as they stand, as one slider's file whose weight 1 is what is seen with start step 0.
@@ -242,48 +261,45 @@ class Session:
         Raises:
             SliderError: all stand at 0, they are of two models, or an edit among them changes biases.
         """
-        libraries = {id(library): library for library in map(self.library, positions)}
-        if len(libraries) > 1:
+        desks = set(map(self._desk, positions)) or {self._pictures}
+        if len(desks) > 1:
             raise SliderError("sliders of pictures and of language do not compose; they change different models")
-        library = next(iter(libraries.values()), self.images)
-        turned, dials = self._dials(library, positions)
+        desk = desks.pop()
+        turned, dials = self._dials(desk.library, positions)
         if not turned:
             raise SliderError("all dials stand at 0, so that there is nothing to download; turn one")
-        model = self._model(library)
-        with self._turns(library).lock:  # where nothing is baked into the weights
+        model = desk.model()
+        with desk.turns.lock:  # where nothing is baked into the weights
             made = downloads.composed(model, dials, turned)
-        return self._file(made, made.name, library is self.texts)
+        return self._file(made, made.name, desk)
 
-    def _file(self, dial: NamedDial, name: str, text: bool) -> Path:
-        return downloads.write(dial, self.shelf.place(name), self.load_language() if text else None)
+    def _file(self, dial: NamedDial, name: str, desk: Desk) -> Path:
+        return downloads.write(dial, self.shelf.place(name), self.load_language() if desk is self._words else None)
 
     # Algebra
 
     def relations(self, keys: Sequence[str]) -> str:
         """What sliders share, from their factors alone, and edits, from what they do to the weights, as HTML."""
         entries = self._chosen(keys)
-        library = self.library(entries[0].key)
+        desk = self._desk(entries[0].key)
         if not any(isinstance(entry.dial, Partial) for entry in entries):
             with self._plotting:
                 return pictures.cards(studies.from_factors(self.backbone, entries))
-        model = self._model(library)
-        with self._turns(library).lock, self._plotting:  # where nothing is baked into the weights
+        model = desk.model()
+        with desk.turns.lock, self._plotting:  # where nothing is baked into the weights
             return pictures.cards(studies.from_factors(model, entries))
 
     def measure(self, user: str, canvas: Canvas, keys: Sequence[str], count: int, report: Progress = quiet) -> str:
         """What sliders do together and alone, measured at states of ``count`` scenes of the canvas, as HTML."""
         entries, count = self._chosen(keys), whole(count, "the number of scenes", 1, 8)
-        wanted = scenes([canvas.prompt], count, canvas.seed)
-        library = self.library(entries[0].key)
-        model = self._model(library)
-        with self._turns(library).take(user) as turn, turn.alone(), self._plotting:
-            told = _checked(turn, report)
-            if isinstance(model, CausalLMBackbone):
-                states = text_states(model, "", [canvas.prompt] * count, Speaking(first_seed=canvas.seed))
-            else:
-                states = picture_states(self.backbone, wanted, canvas.sampling())
+        desk = self._desk(entries[0].key)
+        model, painted = desk.model(), desk is self._pictures
+        with desk.turns.take(user) as turn, turn.alone(), self._plotting:
+            told, how = _checked(turn, report), canvas.sampling() if painted else None
+            states = medium_of(model).states(model, [canvas.prompt] * count, count, "", how, canvas.seed)
             sections = studies.measured(states, entries, told)
-            if len(entries) > 1 and library is self.images:
+            if len(entries) > 1 and painted:
+                wanted = scenes([canvas.prompt], count, canvas.seed)
                 sections.append(studies.order_in_time(self.backbone, entries, wanted, canvas.sampling(), told))
             return pictures.cards(sections)
 
@@ -304,15 +320,11 @@ class Session:
         Raises:
             Superseded: the user has asked for something else meanwhile.
         """
-        library = self.library(key)
-        entry, model = library[key], self._model(library)
-        known = [other for other in library.entries(library.opening) if other.key != key]
-        with self._turns(library).take(user) as turn, turn.alone(), self._plotting:  # it is baked in for a while
+        desk = self._desk(key)
+        entry, model = desk.library[key], desk.model()
+        known = [other for other in desk.library.entries(desk.library.opening) if other.key != key]
+        with desk.turns.take(user) as turn, turn.alone(), self._plotting:  # it is baked in for a while
             return pictures.cards(studies.explain(model, entry, known, _checked(turn, report)))
-
-    def _model(self, library: Library) -> AbstractBackbone:
-        """The model of a library, read."""
-        return self.load_language() if library is self.texts else self.backbone
 
     def _chosen(self, keys: Sequence[str]) -> list[Entry]:
         """Entries of one model.
@@ -322,8 +334,8 @@ class Session:
         """
         if not 1 <= len(keys) <= MOST_CHOSEN:
             raise SliderError(f"{len(keys)} sliders are chosen; choose 1 to {MOST_CHOSEN}")
-        entries = [self.library(key)[key] for key in dict.fromkeys(keys)]
-        if len({entry.text for entry in entries}) > 1:
+        entries = [self._desk(key).library[key] for key in dict.fromkeys(keys)]
+        if len({entry.modality for entry in entries}) > 1:
             raise SliderError("sliders of pictures and of language change different models; choose those of one")
         return entries
 
@@ -334,6 +346,10 @@ class Session:
         if len(turned) > MOST_CHOSEN:
             raise SliderError(f"{len(turned)} dials are turned; at most {MOST_CHOSEN} can be at once")
         return turned, [library[key].dial for key in turned]
+
+
+def _components(model: AbstractBackbone) -> frozenset[str]:
+    return frozenset((*model.conditioning_modules, *model.predicting_modules))
 
 
 def _checked(turn: Turn, report: Progress) -> Progress:

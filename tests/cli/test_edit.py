@@ -131,7 +131,7 @@ def test_an_edit_of_a_language_model_is_streamed(tmp_path: Path) -> None:
     ended = run(cli.main, "edit", "steering", *fitted, "--backbone.model", folder, "--out", out, "--seed", 3)
     assert ended.code == 0, ended.err
     assert formats.load_dial(out).metadata["sliders.seed"] == "3"
-    assert formats.of_language(out)
+    assert formats.modality_of(out) == "text"
     said = ["--text", "true", "--language.model", folder, "--speaking.tokens", 3]
     ended = run(cli.main, "generate", "a dog", "--slider", out, *said)
     assert ended.code == 0, ended.err

@@ -43,7 +43,7 @@ def read_all(path: Path) -> bool:
     """Whether all that is read of a slider could be; anything but a `SliderError` goes through."""
     try:
         dial = formats.load_dial(path)
-        formats.of_language(path)
+        formats.modality_of(path)
         describe("x", dial)
         metadata.number_of(dial, "sliders.eta", 1.0)
         metadata.concept_of(dial)

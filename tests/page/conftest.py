@@ -106,4 +106,4 @@ def session(painter: UNetBackbone, speaker: CausalLMBackbone, tmp_path: Path) ->
         described(HAPPY, painter, "text-encoder", "words"),
     ]
     texts = [described(MOOD, speaker, "attention")]
-    return Session(painter, speaker, Library(images), Library(texts), Shelf(tmp_path / "shelf"), None, 2**20)
+    return Session(painter, speaker, Library(images), Library(texts, "text"), Shelf(tmp_path / "shelf"), None, 2**20)

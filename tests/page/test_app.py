@@ -61,7 +61,13 @@ def served(
     images = [described(concept, painter, "xattn"), described(concept, painter, "selfattn", "other")]
     texts = [described(MOOD, speaker, "attention"), described(MOOD, speaker, "mlp", "tone")]
     session = Session(
-        painter, speaker, Library(images), Library(texts), Shelf(folder / "shelf"), folder / "judge.safetensors", 2**20
+        painter,
+        speaker,
+        Library(images),
+        Library(texts, "text"),
+        Shelf(folder / "shelf"),
+        folder / "judge.safetensors",
+        2**20,
     )
     found: list[str] = []
     page = launch(session, ready=found.append, block=False)

@@ -50,7 +50,7 @@ def session(painter: UNetBackbone, speaker: CausalLMBackbone, tmp_path: Path) ->
         edited(UNHAT, painter, "unhat"),
     ]
     texts = [described(MOOD, speaker, "attention"), steered(speaker)]
-    return Session(painter, speaker, Library(images), Library(texts), Shelf(tmp_path / "shelf"), None, 2**20)
+    return Session(painter, speaker, Library(images), Library(texts, "text"), Shelf(tmp_path / "shelf"), None, 2**20)
 
 
 def is_moved(picture: Tensor, wanted: Tensor, base: Tensor) -> bool:
@@ -72,7 +72,7 @@ def from_both_sides(model: nn.Module) -> Partial:
 def test_an_edit_is_a_dial_from_the_model_to_the_edited_one(session: Session, painter: UNetBackbone) -> None:
     entry = session.images["unhappy"]
     assert isinstance(entry.dial, Partial)
-    assert (entry.span, entry.ends, entry.text) == ((0.0, 1.0), ("the model", "the edit"), False)
+    assert (entry.span, entry.ends, entry.modality) == ((0.0, 1.0), ("the model", "the edit"), "image")
     assert "happy" in entry.measured  # what it says of itself
     drawn = session.draw("a", SPOKEN, {"unhappy": 1.0})
     with baked(painter, entry.dial.edit):
@@ -90,7 +90,7 @@ def test_metadata_may_give_an_edit_another_range(painter: UNetBackbone) -> None:
 
 def test_an_edit_of_language_is_a_dial_too(session: Session, speaker: CausalLMBackbone) -> None:
     entry = session.texts["steer"]
-    assert entry.text
+    assert entry.modality == "text"
     base, turned = answers(session, "a", {"steer": 1.0})
     assert turned != base
     assert answers(session, "a", {"steer": 0.0}) == (base, base)
@@ -280,7 +280,7 @@ def test_biases_are_in_no_composition(session: Session) -> None:
 
 @pytest.mark.parametrize("key", ["unhappy", "steer"])
 def test_an_edit_comes_back_as_it_went(session: Session, key: str) -> None:
-    library = session.library(key)
+    library = session.texts if key == "steer" else session.images
     own = library[key].dial
     file = session.download(key)
     assert session.shelf.holds(file)
@@ -288,11 +288,11 @@ def test_an_edit_comes_back_as_it_went(session: Session, key: str) -> None:
     assert isinstance(own, Partial)
     assert isinstance(there, Partial)
     assert distance(own.edit, there.edit) < 1e-6
-    assert formats.of_language(file) is (key == "steer")
+    assert formats.modality_of(file) == ("text" if key == "steer" else "image")
     entry = session.upload(file)
     assert re.fullmatch(rf"{key}-[0-9a-f]{{6}}", entry.key)
-    assert (entry.text, entry.span) == (key == "steer", (0.0, 1.0))
-    if entry.text:
+    assert (entry.modality == "text", entry.span) == (key == "steer", (0.0, 1.0))
+    if entry.modality == "text":
         assert answers(session, "a", {entry.key: 1.0}) == answers(session, "a", {key: 1.0})
     else:
         one, two = (session.draw("a", SPOKEN, {k: 1.0}).turned for k in (key, entry.key))

@@ -132,7 +132,7 @@ def test_a_language_slider_comes_back_as_it_went(session: Session, speaker: Caus
     with zipfile.ZipFile(packed) as archive:
         archive.extractall(tmp_path / "peft")
     entry = session.upload(tmp_path / "peft" / peft.WEIGHTS)
-    assert entry.text
+    assert entry.modality == "text"
     assert answers(session, "a", {entry.key: 3.0}) == answers(session, "a", {"mood": 3.0})
     lm = AutoModelForCausalLM.from_pretrained(speaker.base_model)
     adapted = PeftModel.from_pretrained(lm, str(tmp_path / "peft"))

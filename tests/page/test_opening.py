@@ -50,7 +50,7 @@ def test_sliders_of_language_are_folders(painter: UNetBackbone, speaker: CausalL
     peft.save(described(MOOD, speaker, "attention"), Path("runs/mood/mood"), "base")
     session = opened(painter, speaker)
     assert (session.images.opening, session.texts.opening) == ([], ["mood"])
-    assert session.texts["mood"].text
+    assert session.texts["mood"].modality == "text"
 
 
 def test_one_for_another_base_is_left_out_where_it_lies_and_refused_where_it_is_named(

@@ -7,21 +7,20 @@ import gradio as gr
 from gradio.blocks import Block
 
 from sliders.errors import SliderError
-from sliders.page.library import Entry
+from sliders.page.library import Entry, Library
 from sliders.page.session import Session
 from sliders.page.widgets import Board, Values, humane
 
 
-def build(session: Session, board: Board, text: bool) -> None:
+def build(session: Session, board: Board, library: Library, what: str) -> None:
     """Put it on the page.
 
     Args:
         session: that does it.
         board: the tab's dials, of which there is one more after an upload.
-        text: whether the tab is the language model's.
+        library: the tab's.
+        what: its model makes, in a word.
     """
-    what = "language" if text else "pictures"
-    library = session.texts if text else session.images
     with gr.Accordion("Slider files and hinges", open=False), gr.Row():
         with gr.Column():
             sent = gr.File(
@@ -51,7 +50,7 @@ def build(session: Session, board: Board, text: bool) -> None:
         if not values[sent]:
             return {said: ""}
         entry = session.upload(Path(values[sent]))
-        if entry.text != text:
+        if entry.modality != library.modality:
             raise SliderError(f"{entry.key} is for the other model; upload it on the other tab")
         return {**added(values, entry), said: f"**{entry.key}** is a dial now."}
 

@@ -80,7 +80,7 @@ def build(session: Session, prompt: str, page: gr.Blocks) -> tuple[Easel, Board]
             count = gr.Slider(3, MOST_ON_A_SIDE, 5, step=2, label="Pictures on a side", min_width=140)
         paint_grid = gr.Button("Draw it")
         gridded = gr.HTML(elem_id="grid")
-    files.build(session, board, text=False)
+    files.build(session, board, session.images, "pictures")
     inputs = board.components | easel.components
 
     @humane

@@ -41,7 +41,7 @@ def build(session: Session) -> Board:
                     for name, label in (("base", "Base"), ("turned", "With the dials"))
                 )  # fmt: skip
             status = gr.HTML(f'<div class="status" role="status">{_about(session)}</div>')
-    files.build(session, board, text=True)
+    files.build(session, board, session.texts, "language")
     inputs = board.components | {message, instruction, chat, seed, tokens, temperature}
 
     @humane
