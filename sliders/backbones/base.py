@@ -92,7 +92,7 @@ class AbstractBackbone(ABC, nn.Module):
 
     @abstractmethod
     def encode(self, prompts: Sequence[str]) -> TensorBatch:
-        """The conditioning of each prompt, a row each."""
+        """The conditioning of each prompt: tensors ``[n, ...]``, a row each."""
 
     def unread(self, prompts: Sequence[str]) -> dict[str, str]:
         """Which prompts `encode` reads only a part of, and what it leaves out, to follow the prompt in a message."""
@@ -152,7 +152,7 @@ class AbstractBackbone(ABC, nn.Module):
         return state
 
     def weight(self, state: TensorBatch) -> Tensor | None:
-        """How much each position of a prediction counts, for every dimension but the last; None: all the same."""
+        """How much each position of a prediction ``[n, ..., k]`` counts, ``[n, ...]``; None: all the same."""
         return None
 
     @property

@@ -40,7 +40,7 @@ class DiffusionBackbone(AbstractBackbone):
 
     @abstractmethod
     def start(self, seeds: Sequence[int], height: int | None = None, width: int | None = None) -> Tensor:
-        """Where trajectories begin: a row for each seed, the same whatever stands in the other rows.
+        """Where trajectories begin, ``[n, ...]``: a row for each seed, the same whatever stands in the other rows.
 
         Args:
             seeds: of the rows.
@@ -60,7 +60,7 @@ class DiffusionBackbone(AbstractBackbone):
 
         Args:
             predict: is followed.
-            start: what `start` gave for these seeds.
+            start: ``[n, ...]``, what `start` gave for these seeds.
             steps: of sampling.
             seeds: of the rows: where steps add noise, each row's is its own, whatever stands in the other rows.
 

@@ -12,7 +12,7 @@ from sliders.batch import TensorBatch, rows_of
 
 
 class SDXLBackbone(UNetBackbone):
-    """SDXL; everything but the conditioning is as in `UNetBackbone`.
+    """SDXL; everything but the conditioning is as in `UNetBackbone`: it holds ``pooled`` ``[n, width]`` as well.
 
     Where the pipeline says so (`force_zeros_for_empty_prompt`, as in the published model), the conditioning of the
     empty prompt is zeros.

@@ -26,7 +26,9 @@ from sliders.resources.shipped import DEFAULT_CONFIG, MODELS, model_folder
 class UNetBackbone(DiffusionBackbone):
     """Stable Diffusion: states are noisy latents and their timestep, predictions are what the UNet is trained for.
 
-    Whether that is noise or v is left to the model's own scheduler.
+    Whether that is noise or v is left to the model's own scheduler.  A state holds ``latents`` ``[n, channels, high,
+    wide]``, in whose units predictions are, and ``timestep`` ``[n]``; a conditioning holds ``prompt_embeds`` ``[n,
+    tokens, width]``.
 
     Args:
         model: folder or hub name of a diffusers pipeline, or ``avatars``, which comes with the package.

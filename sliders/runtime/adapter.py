@@ -161,7 +161,11 @@ class Adapter:
 
     @torch.no_grad()
     def update(self) -> Translation:
-        """The update at dial 1 as it is now, alpha folded in, in float32 on the CPU."""
+        """The update at dial 1 as it is now, alpha folded in, in float32 on the CPU.
+
+        Of each layer ``B`` is ``[outputs, rank]`` and ``A`` ``[rank, inputs]``, of a convolution ``[rank, inputs * high *
+        wide]``.
+        """
         updates: dict[str, LowRank] = {}
         for name, layer in self._layers.items():
             down = layer.lora_A[_PEFT_NAME].get_parameter("weight").detach().float().cpu()
@@ -172,7 +176,7 @@ class Adapter:
 
     @torch.no_grad()
     def state(self) -> dict[str, Tensor]:
-        """A copy of the trained factors by module, for `load_state`."""
+        """A copy of the trained factors, ``<module>.A`` and ``<module>.B`` in PEFT's shapes, for `load_state`."""
         return {name: factor.detach().clone() for name, factor in self._named_factors()}
 
     @torch.no_grad()

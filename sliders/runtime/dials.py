@@ -14,7 +14,7 @@ DialContext = Callable[[Tensor], AbstractContextManager[None]]
 
 
 class Dials:
-    """The dials of attached sliders: numbers in one matrix that every layer reads, a row for each piece of a dial.
+    """The dials of attached sliders: a matrix ``[pieces, 1 or n]`` that every layer reads, a row a piece of a dial.
 
     Setting them writes that matrix, and which of its rows are not 0, and nothing else.  A value may be a number, or a
     tensor ``[n]`` with one number for each row of the batches that follow (a strip over the dial is then one batch);
