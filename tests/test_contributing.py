@@ -66,6 +66,15 @@ class TestPoints(BackboneContract):
     def three_states(cls, model: Any) -> TensorBatch:
         return {"points": model.start([3, 1, 4]), "time": torch.tensor([1.0, 0.5, 0.25])}
 
+    def read_export(self, folder: Path) -> None:
+        model = self.loaded(folder)
+        assert model.predict(self.three_states(model), model.encode(["a"] * 3)).shape == (3, 2)
+
+
+def test_the_laws_are_inherited() -> None:
+    """A class that lacks a part of the contract would not be collected."""
+    assert not getattr(TestPoints, "__abstractmethods__", None)
+
 
 def test_a_slider_is_trained_on_a_new_family(tmp_path: Path) -> None:
     model = Points(str(tiny.save(Field(), tmp_path / "model")))
