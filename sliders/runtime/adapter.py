@@ -163,8 +163,8 @@ class Adapter:
     def update(self) -> Translation:
         """The update at dial 1 as it is now, alpha folded in, in float32 on the CPU.
 
-        Of each layer ``B`` is ``[outputs, rank]`` and ``A`` ``[rank, inputs]``, of a convolution ``[rank, inputs * high *
-        wide]``.
+        Of each layer ``B`` is ``[outputs, rank]`` and ``A`` ``[rank, inputs]``, of a convolution
+        ``[rank, inputs * high * wide]``.
         """
         updates: dict[str, LowRank] = {}
         for name, layer in self._layers.items():
