@@ -32,6 +32,11 @@ class Edit(ABC):
         """The weight and the bias of ``module`` after the edit, as new tensors.
 
         A layer that has no bias (None) is given one where the edit makes one.
+
+        Args:
+            module: the layer's name.
+            weight: ``[out, in]``, of a convolution ``[out, in, high, wide]``.
+            bias: ``[out]``.
         """
 
     @abstractmethod
@@ -43,7 +48,7 @@ class Edit(ABC):
         """
 
     def apply(self, module: str, weight: Tensor) -> Tensor:
-        """The weight of ``module`` after the edit, as a new tensor, for a layer without a bias.
+        """The weight ``[out, in, ...]`` of ``module`` after the edit, as a new tensor, for a layer without a bias.
 
         Raises:
             SliderError: the edit makes a bias; use `apply_layer`.

@@ -227,7 +227,7 @@ def _between(left: LowRank, part: LowRank, right: LowRank) -> LowRank:
 
 
 def unit_singular_values(part: LowRank) -> Tensor:
-    """Those singular values of ``I + part`` that can differ from 1, largest first, in float64.
+    """Those singular values ``[k]`` of ``I + part`` that can differ from 1, largest first, in float64.
 
     ``part`` acts on the span of its columns and rows alone; on an orthonormal basis of it, that is a small matrix.
     """

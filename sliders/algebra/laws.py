@@ -213,8 +213,8 @@ def order_gap(f: Edit, g: Edit, weights: Mapping[str, Tensor], biases: Mapping[s
 
     Args:
         f, g: edits, also outside the monoid.
-        weights: of every module that they change, by name.
-        biases: of the modules that have one.
+        weights: ``[out, in, ...]`` of every module that they change, by name.
+        biases: ``[out]`` of the modules that have one.
     """
     apart, one, two = 0.0, 0.0, 0.0
     for module, layer in _layers(weights, biases).items():  # one by one: edited copies of a whole model are large

@@ -74,7 +74,7 @@ class LowRank:
         return LowRank(self.A.T, self.B.T, (self.A.shape[1], self.B.shape[0]))
 
     def dense(self) -> Tensor:
-        """The update as one tensor of the weight's shape."""
+        """The update as one tensor of the weight's shape ``[out, in, ...]``."""
         return (self.B @ self.A).view(self.shape)
 
     def unfolded(self) -> "LowRank":
@@ -127,13 +127,13 @@ class LowRank:
         return LowRank(matrix @ self.B, self.A, (matrix.shape[0], *self.shape[1:]))
 
     def trace(self) -> Tensor:
-        """The trace of a square update."""
+        """The trace ``[]`` of a square update."""
         if self.B.shape[0] != self.A.shape[1]:
             raise SliderError(f"an update of shape {self.shape} has no trace; it is not square")
         return (self.B * self.A.T).sum()
 
     def inner(self, other: "LowRank") -> Tensor:
-        """The Frobenius inner product, from ``r x r`` matrices alone."""
+        """The Frobenius inner product ``[]``, from ``r x r`` matrices alone."""
         self._check_like(other)
         dtype = torch.promote_types(self.B.dtype, other.B.dtype)
         one, two = self.to(dtype), other.to(dtype)
@@ -145,7 +145,7 @@ class LowRank:
         return *torch.linalg.qr(self.B.to(wide)), *torch.linalg.qr(self.A.T.to(wide))
 
     def norm(self) -> Tensor:
-        """The Frobenius norm, exact to rounding also where the factors cancel."""
+        """The Frobenius norm ``[]``, exact to rounding also where the factors cancel."""
         _, r_b, _, r_a = self._cores()
         return torch.linalg.matrix_norm(r_b @ r_a.T)
 

@@ -59,7 +59,7 @@ def rank_of(values: Tensor, shape: tuple[int, int], rounding: float) -> Spectrum
     since their largest singular value, the edge of Marchenko and Pastur's law, is below it.
 
     Args:
-        values: all ``min(shape)`` singular values, largest first.
+        values: all singular values ``[min(shape)]``, largest first.
         shape: of the matrix.
         rounding: the largest singular value that rounding alone can make, see `rounding_norm`.
     """
@@ -93,7 +93,7 @@ def _ulp(weight: Tensor) -> Tensor:
 
 
 def entropy(values: Tensor) -> float:
-    """Entropy, in nats, of singular values as shares of their sum."""
+    """Entropy, in nats, of singular values ``[k]`` as shares of their sum."""
     share = values.double() / values.double().sum().clamp_min(_TINY)
     return float(-torch.special.xlogy(share, share).sum())
 

@@ -168,9 +168,9 @@ class HiddenStateLoss(AbstractLoss):
 def progress(prediction: Prediction, loss: AbstractLoss) -> tuple[Tensor, Tensor]:
     """How much of what is asked for has been learnt, and how much else has moved.
 
-    Returns ``effect``, the least-squares coefficient of the student's change on the change asked for (1 is all of it),
-    and ``stray``, the size of the rest of the change relative to the change asked for.  Rows without a direction
-    count for neither.
+    Returns two numbers ``[]``: ``effect``, the least-squares coefficient of the student's change on the change asked
+    for (1 is all of it), and ``stray``, the size of the rest of the change relative to the change asked for.  Rows
+    without a direction count for neither.
     """
     rows = prediction.direction.flatten(1).abs().sum(1) > 0
     focus = loss.focus(prediction).expand_as(prediction.base).float().sqrt()

@@ -100,7 +100,7 @@ class Teacher:
         return self.prompts.index(prompt)
 
     def targets(self, questions: Tensor) -> TensorBatch:
-        """The target prompts' conditioning for these questions, a row each.
+        """The target prompts' conditioning for these questions ``[n]``, a row each.
 
         Where the slider itself changes the conditioning (it is on a text encoder), the prompts are encoded anew, with
         gradients and at the dial that is set; otherwise this is a look-up.
@@ -111,7 +111,12 @@ class Teacher:
         return take(self.conditioning, torch.tensor(index))
 
     def follow(self, questions: Tensor, guidance: float) -> Predictor:
-        """A predictor for trajectories: the target prompts with classifier-free guidance, whatever is attached."""
+        """A predictor for trajectories: the target prompts with classifier-free guidance, whatever is attached.
+
+        Args:
+            questions: numbers of the rows' questions, int64 ``[n]``.
+            guidance: 1 is the plain prediction.
+        """
         if guidance == 1:
             prompt = self.targets(questions)
             return lambda state: self.backbone.predict(state, prompt)
