@@ -1,5 +1,6 @@
 """Which of diffusers' schedulers a UNet's trajectories follow, and what stands in for one that they cannot follow."""
 
+import copy
 import inspect
 from collections.abc import Sequence
 from typing import Any
@@ -129,12 +130,15 @@ def _replaced(scheduler: Any, kind: Any) -> Any:
 
 
 def begin(scheduler: Any, steps: int, device: torch.device) -> Any:
-    """A scheduler for one trajectory: a scheduler remembers its past.
+    """A scheduler for one trajectory: a scheduler remembers its past, which its timesteps, when they are set, clear.
+
+    It is copied, since making some (KDPM2) takes as long as a hundred steps of theirs.
 
     Raises:
         SliderError: it cannot make so many steps.
     """
-    fresh = type(scheduler).from_config(scheduler.config)
+    fresh = copy.copy(scheduler)
+    vars(fresh).update({name: [*value] for name, value in vars(scheduler).items() if isinstance(value, list)})
     if steps < 1:
         raise SliderError(f"{type(scheduler).__name__} cannot make {steps} steps; give at least 1")
     try:
