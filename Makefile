@@ -35,8 +35,8 @@ test: install  # a process for each core, a thread for each process
 gpu: install
 	$(BIN)/python -m pytest -m gpu -rs
 
-slow: install
-	$(BIN)/python -m pytest -m slow --ignore tests/test_wheel.py
+slow: install  # what a file trains or loads is made once, by the process that runs the file
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n auto --dist loadfile --ignore tests/test_wheel.py
 
 wheel: install
 	$(BIN)/python -m pytest -m slow tests/test_wheel.py

@@ -1,6 +1,7 @@
 """`sliders explain` on the embedded models: edits whose origin it is not told, and twins of trained sliders."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +48,8 @@ def explained(update: Path, out: Path, *arguments: object) -> dict[str, Any]:
     return json.loads((out / "explain.json").read_text())
 
 
-def untold(method: str, folder: Path, *arguments: object) -> Path:
-    """The file of an edit by its committed config, without what it says of its making."""
-    file, config = folder / f"{method}.safetensors", ROOT / "configs" / "editors" / f"{method}.yaml"
-    ended = run(cli.main, "edit", method, "--config", config, *arguments, "--out", file)
-    assert ended.code == 0, ended.err
+def untold(file: Path, folder: Path) -> Path:
+    """An edit's file without what it says of its making."""
     metadata, state = tensors.read(file)
     kept = ("sliders.edit", "sliders.shapes", "sliders.base_model", "sliders.base_fingerprint", "sliders.modality")
     tensors.write(state, folder / "edit.safetensors", {key: metadata[key] for key in kept})
@@ -66,8 +64,8 @@ def read_of(found: dict[str, Any], title: str, count: int = 10) -> list[str]:
 # Pictures
 
 
-def test_uce_and_its_words(painter: UNetBackbone, tmp_path: Path) -> None:
-    file = untold("uce", tmp_path)
+def test_uce_and_its_words(painter: UNetBackbone, fitted: Callable[[str], Path], tmp_path: Path) -> None:
+    file = untold(fitted("uce"), tmp_path)
     found = explained(file, tmp_path / "a")
     (part,) = found["parts"]
     assert (part["kind"], len(part["modules"])) == ("right factor", 14)
@@ -139,18 +137,26 @@ def test_a_slider_and_random_updates_of_its_norm(
         ("leace", "left projection about a mean", 1, 1),
     ],
 )
-def test_edits_of_a_language_model(method: str, kind: str, rank: int, layers: int, tmp_path: Path) -> None:
-    # of a square layer, as the config's, the side of an oblique projection cannot be told (statement 3)
-    wide = ("--editor.layers", r"['\.12\.mlp\.down_proj$']") if method == "leace" else ()
-    found = explained(untold(method, tmp_path, *wide), tmp_path / "out", "--run", "false")
+def test_edits_of_a_language_model(
+    method: str, kind: str, rank: int, layers: int, fitted: Callable[[str], Path], tmp_path: Path
+) -> None:
+    if method == "leace":  # of a square layer, as the config's, the side of an oblique projection cannot be told
+        file, layer = tmp_path / "wide.safetensors", r"['\.12\.mlp\.down_proj$']"  # (statement 3)
+        config = ROOT / "configs" / "editors" / "leace.yaml"
+        assert run(cli.main, "edit", "leace", "--config", config, "--editor.layers", layer, "--out", file).code == 0
+    else:
+        file = fitted(method)
+    found = explained(untold(file, tmp_path), tmp_path / "out", "--run", "false")
     (part,) = found["parts"]
     assert (part["kind"], part["rank"], len(part["modules"])) == (kind, rank, layers)
 
 
 @pytest.mark.parametrize(("method", "rank", "layers", "seen"), [("rome", 1, 1, 1), ("memit", 10, 3, 3)])
-def test_facts_that_were_written(method: str, rank: int, layers: int, seen: int, tmp_path: Path) -> None:
+def test_facts_that_were_written(
+    method: str, rank: int, layers: int, seen: int, fitted: Callable[[str], Path], tmp_path: Path
+) -> None:
     """``seen`` of the subjects are among the first ten words."""
-    file = untold(method, tmp_path)
+    file = untold(fitted(method), tmp_path)
     found = explained(file, tmp_path / "a")
     (part,) = found["parts"]
     assert (part["kind"], part["rank"], len(part["modules"])) == ("write", rank, layers)

@@ -57,19 +57,27 @@ class Installed:
         return done.stdout
 
 
+def downloads() -> str:
+    """Where pip keeps what it has downloaded, as `make install` just has; nothing where it keeps nothing."""
+    command = (sys.executable, "-m", "pip", "cache", "dir")
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
 @pytest.fixture(scope="module")
 def installed() -> Iterator[Installed]:
     """Build and install; two gigabytes, which go away at once."""
     with tempfile.TemporaryDirectory() as place:
         wheels, folder = Path(place) / "wheels", Path(place) / "empty"
         folder.mkdir()
-        pip = (sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(wheels), str(ROOT))
-        subprocess.run(pip, check=True, cwd=folder)
+        build = (sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(wheels), str(ROOT))
+        subprocess.run(build, check=True, cwd=folder)
         (wheel,) = wheels.iterdir()
         subprocess.run([sys.executable, "-m", "venv", f"{place}/venv"], check=True)
         made = Installed(wheel, Path(place) / "venv" / "bin", folder)
-        constraints = ROOT / "constraints.txt"
-        made.run("python", "-m", "pip", "install", "--quiet", "--no-compile", "-c", constraints, f"{wheel}[demo]")
+        constraints, cache = ROOT / "constraints.txt", downloads()
+        kept = ("--cache-dir", cache) if cache else ()
+        pip = ("python", "-m", "pip", "install", "--quiet", "--no-compile", *kept)
+        made.run(*pip, "-c", constraints, f"{wheel}[demo]")
         yield made
 
 

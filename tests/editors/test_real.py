@@ -1,6 +1,7 @@
 """Each editor's committed config on the embedded models: it does what its paper says, and a control does not."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,6 @@ from sliders import formats
 from sliders.algebra.edit import Factored
 from sliders.backbones.language.model import CausalLMBackbone
 from sliders.backbones.unet import UNetBackbone
-from sliders.cli import main as cli
 from sliders.concept import BETWEEN, Concept, read_prompts
 from sliders.editors.ablation import ablate
 from sliders.editors.contrast import Saying, answer, at_layer, contrast
@@ -21,7 +21,7 @@ from sliders.evaluation.pictures.judge import AttributeJudge
 from sliders.evaluation.pictures.sampling import Sampling, sample, scenes
 from sliders.evaluation.texts.dose import log_odds
 from sliders.runtime.baking import baked
-from tests.commands import ROOT, run
+from tests.commands import ROOT
 from tests.editors.probe import probe_accuracy
 from tests.factory import normal
 
@@ -37,11 +37,7 @@ def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
 
 
-def fitted(method: str, folder: Path) -> Factored:
-    """What the command fits by its committed config."""
-    file = folder / f"{method}.safetensors"
-    ended = run(cli.main, "edit", method, "--config", ROOT / "configs" / "editors" / f"{method}.yaml", "--out", file)
-    assert ended.code == 0, ended.err
+def edit_in(file: Path) -> Factored:
     edit = formats.load_dial(file).at(1.0)
     assert isinstance(edit, Factored)
     return edit
@@ -89,8 +85,8 @@ def drift(one: dict[str, Tensor], two: dict[str, Tensor]) -> float:
     return max(float((one[name] - two[name]).abs().max()) for name in one if name != "glasses")
 
 
-def test_uce_replaces_a_concept_and_keeps_the_others(seen: Seen, tmp_path: Path) -> None:
-    edit = fitted("uce", tmp_path)
+def test_uce_replaces_a_concept_and_keeps_the_others(seen: Seen, fitted: Callable[[str], Path]) -> None:
+    edit = edit_in(fitted("uce"))
     before, after = seen("wearing glasses"), seen("wearing glasses", edit)
     assert seen.share(before, "glasses") > 0.9
     assert seen.share(after, "glasses") < 0.1
@@ -105,9 +101,11 @@ def test_uce_replaces_a_concept_and_keeps_the_others(seen: Seen, tmp_path: Path)
     print({"glasses": (seen.share(before, "glasses"), seen.share(after, "glasses")), "drift": drift(before, after)})
 
 
-def test_a_task_vector_added_and_taken_away_moves_and_restores(seen: Seen, tmp_path: Path) -> None:
+def test_a_task_vector_added_and_taken_away_moves_and_restores(
+    seen: Seen, fitted: Callable[[str], Path], tmp_path: Path
+) -> None:
     """The second checkpoint is the model with UCE merged into it; the vector is not told so."""
-    uce = fitted("uce", tmp_path)
+    uce = edit_in(fitted("uce"))
     with baked(seen.painter, uce):
         seen.painter.export(tmp_path / "tuned")
     vector = TaskVector(tmp_path / "tuned", tolerance=1e-3).fit(seen.painter)
@@ -134,8 +132,10 @@ def speaker() -> CausalLMBackbone:
     return made
 
 
-def test_leace_takes_a_probe_on_other_messages_to_chance(speaker: CausalLMBackbone, tmp_path: Path) -> None:
-    edit = fitted("leace", tmp_path)
+def test_leace_takes_a_probe_on_other_messages_to_chance(
+    speaker: CausalLMBackbone, fitted: Callable[[str], Path]
+) -> None:
+    edit = edit_in(fitted("leace"))
     (name,) = edit.modules
     concept, how = Concept.load(ROOT / "data/text/concepts/pirate.yaml"), Saying(tokens=16)
     heldout = Concept(
@@ -158,9 +158,9 @@ def test_leace_takes_a_probe_on_other_messages_to_chance(speaker: CausalLMBackbo
     assert elsewhere > 0.9  # control: the other layers still tell
 
 
-def test_ablation_takes_a_behaviour_s_direction(speaker: CausalLMBackbone, tmp_path: Path) -> None:
+def test_ablation_takes_a_behaviour_s_direction(speaker: CausalLMBackbone, fitted: Callable[[str], Path]) -> None:
     """How much likelier a pirate's answers are under the pirate's instruction than under the clerk's, a token."""
-    edit = fitted("ablation", tmp_path)
+    edit = edit_in(fitted("ablation"))
     concept = Concept.load(ROOT / "data/text/concepts/pirate.yaml")
     messages = read_prompts(ROOT / "data/text/prompts/everyday_heldout.txt")[:12]
     pirate = speaker.encode([concept.positives[0] + BETWEEN + message for message in messages])
