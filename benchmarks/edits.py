@@ -31,7 +31,7 @@ from sliders.editors.memit import MEMIT
 from sliders.editors.rome import ROME
 from sliders.evaluation.texts.dose import on_neutral_text
 from sliders.evaluation.texts.rewriting import rate_rewrites
-from sliders.evaluation.texts.sampling import NEUTRAL
+from sliders.evaluation.texts.settings import NEUTRAL
 from sliders.files import write_text
 from sliders.language.facts import Rewrite, read_rewrites
 from sliders.language.in_context import Task, solved

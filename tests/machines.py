@@ -181,10 +181,8 @@ def command(case: Case, world: World, out: Path, where: Where, slider: Path | No
     """The words after ``sliders``, and what they write goes to ``out``; ``slider`` is turned instead of the world's."""
     named, *level = case.command.split(" ")
     model = world.folder / "model"
-    which = [] if world.family == "Stable Diffusion" else [f"--backbone={_BACKBONES[world.family]}"]
-    whose = [*which, "--backbone.model", model] if world.pictures else ["--language.model", model]
+    whose = ["--base", model]
     there = ["--device", where.device, "--dtype", where.dtype]
-    text = [] if world.pictures else ["--text", "true"]
     shown = (
         ["--sampling.steps", 2] if world.pictures
         else ["--speaking.tokens", 4, "--speaking.neutral", world.folder / "text.txt"]
@@ -195,15 +193,14 @@ def command(case: Case, world: World, out: Path, where: Where, slider: Path | No
         (editor,) = level
         config = out / "editor.yaml"
         config.write_text(yaml.safe_dump({"editor": _editor(world, editor)}))
-        made = ["--config", config, "--out", out / "edit.safetensors", f"--backbone={_BACKBONES[world.family]}"]
-        return ["edit", editor, *made, "--backbone.model", model, *there]
+        return ["edit", editor, "--config", config, "--out", out / "edit.safetensors", *whose, *there]
     one, two = world.sliders() if slider is None else [slider] * 2
     if named == "preview":
-        asked = [concept, *whose, *text, *judged, "--amounts", "[1, 2]", "--pictures", 2, *shown]
+        asked = [concept, *whose, *judged, "--amounts", "[1, 2]", "--pictures", 2, *shown]
         return ["preview", *asked, "--out", out, *there]
     if named == "generate":
-        asked = ["a person", "--slider", one, *whose, *text, *shown, *any_base]
-        return ["generate", *asked, "--out", out / "grid.png", *there]
+        asked = ["a person", "--slider", one, *whose, *shown, *any_base]
+        return ["generate", *asked, *(["--out", out / "grid.png"] if world.pictures else []), *there]
     if named == "evaluate":
         asked = [one, *whose, *judged, "--dials", "[-1, 1]", "--pictures", 2, *shown, *any_base]
         return ["evaluate", *asked, *(["--oracle", "true"] if world.pictures else []), "--out", out, *there]
@@ -273,11 +270,11 @@ def _use_page(world: World, out: Path, where: Where) -> None:
     model, both = world.folder / "model", world.sliders()
     asked = ["--device", where.device, "--dtype", where.dtype, "--out", out, "--sliders", f"[{both[0]}, {both[1]}]"]
     if world.pictures:
-        asked += ["--model", model, "--family", "sdxl" if world.family == "SDXL" else "sd"]
+        asked += ["--base", model]
     else:
         other = out / "pictures"
         tiny.save(tiny.stable_diffusion(), other)
-        asked += ["--model", other, "--language.model", model]
+        asked += ["--base", other, "--language", model]
     with (
         mock.patch("sliders.page.app.launch", lambda session, *_, **__: sessions.append(session)),
         mock.patch("sliders.page.opening.check_base"),

@@ -106,7 +106,7 @@ def test_an_editor_s_config_is_one_for_its_command(file: Path, offline: None, mo
     monkeypatch.setattr(cli_edit, "fit", lambda *given: asked.append(given[:3]))
     assert run(cli.main, "edit", file.stem, "--config", file).code == 0
     ((editor, backbone, name),) = asked
-    assert type(editor) is cli_edit.methods()[file.stem]
+    assert type(editor) is cli_edit.editor(file.stem)
     editor.check(backbone)
     assert name == file.stem
     assert editor.describe()

@@ -132,7 +132,7 @@ class TestFlags:
     def test_a_device_that_is_not_there(self, command: str, worlds: Worlds, tmp_path: Path) -> None:
         world, absent = worlds("Stable Diffusion"), f"cuda:{torch.cuda.device_count()}"
         one, model = world.sliders()[0], world.folder / "model"
-        whose = ["--backbone.model", model]
+        whose = ["--base", model]
         words = {
             "preview": [world.folder / "happy.yaml", *whose],
             "generate": ["a person", *whose, "--out", tmp_path / "out.png"],
@@ -140,7 +140,7 @@ class TestFlags:
             "bake": [one, tmp_path / "out", *whose],
             "laws": [f"[{one}]", *whose],
             "explain": [one, "--base", model, "--any_base", "true"],
-            "demo": ["--model", model, "--sliders", f"[{one}]"],
+            "demo": ["--base", model, "--sliders", f"[{one}]"],
         }[command]
         ended = run(cli.main, command, *words, "--device", absent)
         assert ended.code == 1
@@ -151,8 +151,9 @@ class TestFlags:
     def test_they_go_before_the_backbone_s_own(self, worlds: Worlds, monkeypatch: pytest.MonkeyPatch) -> None:
         seen: list[torch.dtype] = []
         monkeypatch.setattr(text.MEDIUM, "generate", lambda language, *rest: seen.append(language.dtype))
-        given = ["--text", "true", "--language.model", worlds("language").folder / "model"]
-        for more in (["--language.dtype", "float16"], ["--language.dtype", "float16", "--dtype", "bfloat16"]):
+        kind = ["--backbone", "sliders.backbones.language.model.CausalLMBackbone"]
+        given = [*kind, "--backbone.model", worlds("language").folder / "model", "--backbone.dtype", "float16"]
+        for more in ([], ["--dtype", "bfloat16"]):
             ended = run(cli.main, "generate", "How are you?", *given, *more)
             assert ended.code == 0, ended.err
         assert seen == [torch.float16, torch.bfloat16]

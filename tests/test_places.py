@@ -90,19 +90,19 @@ def test_kinds_of_places(tmp_path: Path) -> None:
 COMMANDS: dict[str, Callable[[World, Path], list[object]]] = {
     "train": lambda w, out: ["train", "--config", w.config, "--runs", out],
     "train-many": lambda w, out: ["train-many", w.config, "--runs", out],
-    "generate": lambda w, out: ["generate", "a person", "--backbone.model", w.model, "--out", out / "grid.png"],
-    "preview": lambda w, out: ["preview", w.concept, "--backbone.model", w.model, "--out", out],
-    "evaluate": lambda w, out: ["evaluate", slider(w), "--backbone.model", w.model, "--out", out],
-    "bake": lambda w, out: ["bake", slider(w), out / "model", "--backbone.model", w.model],
+    "generate": lambda w, out: ["generate", "a person", "--base", w.model, "--out", out / "grid.png"],
+    "preview": lambda w, out: ["preview", w.concept, "--base", w.model, "--out", out],
+    "evaluate": lambda w, out: ["evaluate", slider(w), "--base", w.model, "--out", out],
+    "bake": lambda w, out: ["bake", slider(w), out / "model", "--base", w.model],
     "compose": lambda w, out: ["compose", f"[{slider(w)}]", out / "sum.safetensors"],
     "edit": lambda w, out: [
-        *("edit", "uce", "--config", w.folder / "uce.yaml", "--backbone.model", w.model),
+        *("edit", "uce", "--config", w.folder / "uce.yaml", "--base", w.model),
         *("--out", out / "edit.safetensors"),
     ],
     "export": lambda w, out: ["export", slider(w), out / "slider.gguf"],
-    "laws": lambda w, out: ["laws", slider(w), "--backbone.model", w.model, "--out", out],
+    "laws": lambda w, out: ["laws", slider(w), "--base", w.model, "--out", out],
     "explain": lambda w, out: ["explain", slider(w), "--out", out],
-    "demo": lambda w, out: ["demo", "--model", w.model, "--out", out],
+    "demo": lambda w, out: ["demo", "--base", w.model, "--out", out],
 }
 """Every command that writes, told to write into a folder."""
 
@@ -147,7 +147,7 @@ def test_what_fails_later_is_one_line_too(
         raise error
 
     monkeypatch.setattr("PIL.Image.Image.save", refuse)
-    wanted = ["generate", "a person", "--backbone.model", here.model, "--out", tmp_path / "grid.png"]
+    wanted = ["generate", "a person", "--base", here.model, "--out", tmp_path / "grid.png"]
     ended = run(cli.main, *wanted, "--sampling.steps", 1)
     assert ended.code == 1
     line = ended.err.splitlines()[-1]

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from sliders.algebra.edit import Edit, Translation
 from sliders.algebra.slider import Slider
 from sliders.backbones.origin import Origin
-from sliders.backbones.placement import Placement, Precision
+from sliders.backbones.placement import Placement
+from sliders.backbones.precision import Precision
 from sliders.backbones.targets import TargetGroup, select
 from sliders.batch import TensorBatch
 from sliders.errors import SliderError
@@ -63,6 +64,11 @@ class AbstractBackbone(ABC, nn.Module):
             SliderError: there are no such devices or precisions.
         """
         self.placement = self.placement.but(device, dtype)
+
+    @property
+    def class_path(self) -> str:
+        """Its class, as a slider's file names it."""
+        return f"{type(self).__module__}.{type(self).__qualname__}"
 
     @abstractmethod
     def load(self) -> None:

@@ -14,7 +14,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from sliders.errors import SliderError
 from sliders.files import write_text
+from sliders.formats.stored import variants
 from sliders.resources.fetch import cache_folder
 
 _FIRST, _BLOCK = 1024, 1 << 16
@@ -80,12 +82,40 @@ def state_of(files: Sequence[Path]) -> State | None:
 
 def hash_files(files: Sequence[Path]) -> str:
     """`hash_tensors` of what files in safetensors hold, which is computed once for as long as they do not change."""
-    key = hashlib.sha256(json.dumps(state_of(files)).encode()).hexdigest()[:32]
-    kept = cache_folder() / "fingerprints" / key
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        if len(known := kept.read_text(encoding="utf-8")) == 32:
-            return known
+    if (known := _known(files)) is not None:
+        return known
     found = hash_tensors(_stored(files))
     with contextlib.suppress(OSError):  # a cache that cannot be written is none
-        write_text(kept, found)
+        write_text(_kept(files), found)
     return found
+
+
+def _kept(files: Sequence[Path]) -> Path:
+    """Where the hash of files is kept that are as they are now."""
+    key = hashlib.sha256(json.dumps(state_of(files)).encode()).hexdigest()[:32]
+    return cache_folder() / "fingerprints" / key
+
+
+def _known(files: Sequence[Path]) -> str | None:
+    """The hash of files, if it was computed before."""
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        if len(known := _kept(files).read_text(encoding="utf-8")) == 32:
+            return known
+    return None
+
+
+def is_known(folder: Path, components: Mapping[str, str]) -> bool:
+    """Whether this machine's user has used a model before which has these hashes; no weights are read.
+
+    Args:
+        folder: of the model.
+        components: the hash of each; ``lm`` is a language model, which lies in the folder itself.
+    """
+
+    def has(name: str, value: str) -> bool:
+        return any(_known(files) == value for files in variants(folder if name == "lm" else folder / name).values())
+
+    try:
+        return bool(components) and all(name.isidentifier() and has(name, value) for name, value in components.items())
+    except (SliderError, OSError, ValueError):
+        return False

@@ -13,7 +13,8 @@ from sliders.backbones.diffusion import DiffusionBackbone
 from sliders.backbones.guidance import Predictor
 from sliders.backbones.origin import Origin
 from sliders.backbones.pipelines import check_pipeline, picture_side, unread
-from sliders.backbones.placement import Placement, Precision, weights
+from sliders.backbones.placement import Placement, weights
+from sliders.backbones.precision import Precision
 from sliders.backbones.reading import warn_unread
 from sliders.backbones.targets import TargetGroup
 from sliders.batch import TensorBatch, rows_of

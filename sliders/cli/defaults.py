@@ -1,19 +1,22 @@
-"""What the commands use where nothing else is said: the models that come with this package, and its judge."""
+"""What several commands take, and what they use where nothing is said.  Nothing here needs a model's libraries."""
 
 from collections.abc import Sequence
-from typing import TypeVar, cast
+from typing import Protocol, TypeVar, cast
 
-from jsonargparse import lazy_instance
-
-from sliders.backbones.language.model import CausalLMBackbone
-from sliders.backbones.unet import UNetBackbone
+from sliders.backbones.precision import Precision
 from sliders.errors import SliderError
 from sliders.resources.paths import Source
 
 AVATARS = Source("avatars")
 JUDGE = Source("avatars")
-BASE = lazy_instance(UNetBackbone, model=AVATARS)
-LANGUAGE = lazy_instance(CausalLMBackbone, model="smollm2")
+
+
+class Backbone(Protocol):
+    """A model with all its settings: what a `sliders.backbones.base.AbstractBackbone` is to a command's flags."""
+
+    def place(self, device: str | None, dtype: Precision | None) -> None:
+        """Say where its weights shall be, and in which precision."""
+        ...
 
 
 T = TypeVar("T")

@@ -1,27 +1,19 @@
 """`sliders demo`: dials in a browser."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
 
-from sliders.backbones.language.model import CausalLMBackbone
-from sliders.backbones.placement import Precision
-from sliders.backbones.sdxl import SDXLBackbone
-from sliders.backbones.unet import UNetBackbone
-from sliders.cli.defaults import AVATARS, JUDGE, LANGUAGE, listed
-from sliders.console import say
+from sliders.backbones.precision import Precision
+from sliders.cli.defaults import AVATARS, JUDGE, listed
 from sliders.errors import SliderError
-from sliders.files import check_place
 from sliders.resources.paths import Source
 
-_FAMILIES: Mapping[str, type[UNetBackbone]] = {"sd": UNetBackbone, "sdxl": SDXLBackbone}
+LANGUAGE = Source("smollm2")
 
 
 def demo(
-    model: Source | str = AVATARS,
-    family: Literal["sd", "sdxl"] = "sd",
+    base: Source = AVATARS,
     sliders: Path | list[Path] | None = None,
-    language: CausalLMBackbone = LANGUAGE,
+    language: Source = LANGUAGE,
     judge: Source | Path | None = None,
     host: str = "127.0.0.1",
     port: int | None = None,
@@ -35,12 +27,11 @@ def demo(
     """Open a page on which dials are turned: pictures, language, algebra, and one slider looked at closely.
 
     Args:
-        model: folder or hub name of a diffusers pipeline; the avatar model unless given.
-        family: of the pipeline.
+        base: name, folder or hub id of the model of pictures.
         sliders: files of sliders of pictures, folders of language, and files of edits of either, NAME= before one to
             call it otherwise; those that come with the package, and those that were trained into runs/, unless
             given.
-        language: the language model, which is read when the Text tab is first used.
+        language: name, folder or hub id of the language model, which is read when the Text tab is first used.
         judge: file of the attribute judge, for dose and response; that of the embedded model unless given.
         host: address to listen on; 0.0.0.0 for all that reach this machine (give --auth then).
         port: a free one from 7860 on unless given.
@@ -57,14 +48,21 @@ def demo(
         if error.name is None or error.name.partition(".")[0] not in ("gradio", "gradio_client"):
             raise
         raise SliderError("the demo needs gradio: pip install 'concept-sliders[demo]'") from None
+    from sliders.backbones.diffusion import DiffusionBackbone
+    from sliders.backbones.choice import backbone_of
+    from sliders.backbones.language.model import CausalLMBackbone
+    from sliders.console import say
+    from sliders.files import check_place
     from sliders.page.opening import open_session
 
     check_place(out, folder=True)
-    if judge is None and model == AVATARS:
+    if judge is None and base == AVATARS:
         judge = JUDGE
-    backbone = _FAMILIES[family](model)
-    for used in (backbone, language):
+    backbone, spoken = backbone_of(base), CausalLMBackbone(language)
+    if not isinstance(backbone, DiffusionBackbone):
+        raise SliderError(f"--base is {base}, which makes no pictures; give a language model with --language")
+    for used in (backbone, spoken):
         used.place(device, dtype)
-    session = open_session(backbone, language, None if sliders is None else listed(sliders), out, judge, upload_mb)
+    session = open_session(backbone, spoken, None if sliders is None else listed(sliders), out, judge, upload_mb)
     say(f"sliders {', '.join([*session.images.opening, *session.texts.opening]) or 'none'}")
     launch(session, host, port, auth, queue, ready=lambda url: say(f"page    {url}"))

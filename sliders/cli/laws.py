@@ -2,35 +2,27 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from sliders import formats
-from sliders.algebra.slider import NamedDial, Slider
-from sliders.backbones.diffusion import DiffusionBackbone
-from sliders.backbones.language.model import CausalLMBackbone
-from sliders.backbones.placement import Placement, Precision
-from sliders.cli.defaults import BASE, LANGUAGE, listed
-from sliders.console import say
+from sliders.backbones.precision import Precision
+from sliders.cli.defaults import Backbone, listed
 from sliders.errors import SliderError
-from sliders.evaluation.base_states import BaseStates
-from sliders.evaluation.pictures.sampling import Sampling
-from sliders.evaluation.texts.sampling import Speaking
-from sliders.files import check_place
-from sliders.formats.given import given
-from sliders.formats.metadata import check_base
-from sliders.report.page import Report
-from sliders.runtime.attach import check_names
-from sliders.studies.laws import study as laws_study
-from sliders.studies.laws.refitting import config_of, fit_again
-from sliders.studies.scenes import states_for
+from sliders.evaluation.pictures.settings import Sampling
+from sliders.evaluation.texts.settings import Speaking
+from sliders.resources.paths import Source
+
+if TYPE_CHECKING:
+    from sliders.algebra.slider import NamedDial, Slider
+    from sliders.backbones.placement import Placement
+    from sliders.evaluation.base_states import BaseStates
+    from sliders.report.page import Report
 
 
 def laws(
     slider: Path | list[Path],
     level: Literal["weights", "fitting", "behaviour"] = "behaviour",
     twin: Path | list[Path] | None = None,
-    backbone: DiffusionBackbone = BASE,
-    language: CausalLMBackbone = LANGUAGE,
+    base: Source | None = None,
     prompts: str | list[str] | None = None,
     scenes: int = 12,
     sampling: Sampling | None = None,
@@ -39,6 +31,7 @@ def laws(
     steps: int | None = None,
     out: Path = Path("runs/laws"),
     any_base: bool = False,
+    backbone: Backbone | None = None,
     device: str | None = None,
     dtype: Precision | None = None,
 ) -> None:
@@ -52,8 +45,7 @@ def laws(
         slider: slider files or hinges of one base; NAME= before one calls it otherwise.
         level: of the laws.
         twin: for behaviour: each slider trained with another seed, in the same order; they are the null.
-        backbone: the model of pictures.
-        language: the language model.
+        base: name, folder or hub id of the model; the one that the sliders say they were made on unless given.
         prompts: of the scenes, for language the user's messages; those that the sliders' concepts are measured on
             unless given.
         scenes: how many; intervals are over them.
@@ -63,51 +55,59 @@ def laws(
         steps: for fitting: of each training; those of the configuration unless given.
         out: folder for `laws.json`, `laws.html` and what is trained.
         any_base: load sliders that were made for another base.
+        backbone: the model as a class with settings, in place of the base.
         device: to run on: cpu, cuda, one such as cuda:1, mps, or auto for the best; the model's own unless given.
         dtype: precision of its weights: float32, bfloat16, float16, or auto; the model's own unless given.
     """
+    from sliders.cli.opening import load, model_for, read, settings_for
+    from sliders.console import say
+    from sliders.files import check_place
+    from sliders.formats.given import given
+    from sliders.media.base import medium_of
+    from sliders.studies.laws import study
+    from sliders.studies.scenes import states_for
+
     check_place(out, folder=True)
     files, others = given(slider, "slider"), given(twin, "--twin")
-    paths = [file.path for file in files]
-    dials, twins = [file.load() for file in files], [file.load() for file in others]
+    dials, twins = read(files), [file.load() for file in others]
     if twins and len(twins) != len(dials):
         raise SliderError(f"--twin has {len(twins)} files for {len(dials)} sliders; give one each, in the same order")
-    check_names(dials)
-    used = language if formats.modality_of(*paths, *(other.path for other in others)) == "text" else backbone
-    used.place(device, dtype)
-    used.load()
-    for dial in [] if any_base else [*dials, *twins]:
-        check_base(dial, used)
+    model = model_for([*files, *others], [*dials, *twins], base, backbone, device, dtype)
+    settings = settings_for(medium_of(model), model, sampling=sampling, speaking=speaking)
+    load(model, [*dials, *twins], any_base)
     if level == "weights":
-        report = laws_study.weights(used, dials)
+        report = study.weights(model, dials)
     else:
-        how = speaking if used is language else sampling
-        states = states_for(used, dials, scenes, listed(prompts) or None, how)
+        states = states_for(model, dials, scenes, listed(prompts) or None, settings)
         if level == "behaviour":
-            report = laws_study.behaviour(states, dials, dict(zip((dial.name for dial in dials), twins, strict=False)))
+            report = study.behaviour(states, dials, dict(zip((dial.name for dial in dials), twins, strict=False)))
         else:
-            where = None if device is None and dtype is None else used.placement
-            report = _fitting(states, paths, dials, out, seeds, steps, where)
+            where = None if device is None and dtype is None else model.placement
+            report = _fitting(states, [file.path for file in files], dials, out, seeds, steps, where)
     report.write(out)
     say(*[section.table() for section in report.sections if section.rows], f"report  {out / 'laws.html'}")
 
 
 def _fitting(
-    states: BaseStates,
+    states: "BaseStates",
     files: Sequence[Path],
-    dials: Sequence[NamedDial],
+    dials: "Sequence[NamedDial]",
     out: Path,
     seeds: int,
     steps: int | None,
-    where: Placement | None,
-) -> Report:
+    where: "Placement | None",
+) -> "Report":
+    from sliders.algebra.slider import Slider
+    from sliders.studies.laws import study
+    from sliders.studies.laws.refitting import config_of, fit_again
+
     sliders = [dial for dial in dials if isinstance(dial, Slider)]
     if len(sliders) != len(dials) or len(sliders) < 2:
         raise SliderError("--level fitting trains pairs of sliders anew; give at least two, and no hinge")
     configs = {slider.name: config_of(path) for slider, path in zip(sliders, files, strict=True)}
 
-    def fit(name: str, seed: int, first: Slider | None) -> Slider:
+    def fit(name: str, seed: int, first: "Slider | None") -> "Slider":
         called = f"{name}_seed{seed}" if first is None else f"{name}_on_{first.name.partition('_seed')[0]}_seed{seed}"
         return fit_again(configs[name], out / "fits", called, seed, first, steps, where)
 
-    return laws_study.fitting(states, sliders, fit, seeds)
+    return study.fitting(states, sliders, fit, seeds)

@@ -4,20 +4,21 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Any, Literal
-
-from rich.table import Table
+from typing import TYPE_CHECKING, Any, Literal
 
 from sliders.cli.defaults import listed
-from sliders.console import say
 from sliders.errors import SliderError
-from sliders.files import check_place
-from sliders.training import stopping
-from sliders.training.many import Run, Worker, find_configs, launch, plan
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from sliders.training.many import Run
 
 
-def _table(runs: list[Run]) -> Table:
+def _table(runs: "list[Run]") -> "Table":
     """What is finished, and how long it took."""
+    from rich.table import Table
+
     table = Table("slider", "seconds", "folder")
     for run in runs:
         done = run.done
@@ -49,6 +50,11 @@ def train_many(
         partition: of the SLURM cluster.
         overrides: further arguments of every run, such as '["--trainer.max_steps=50"]'.
     """
+    from sliders.console import say
+    from sliders.files import check_place
+    from sliders.training import stopping
+    from sliders.training.many import Worker, find_configs, launch, plan
+
     if workers < 1:
         raise SliderError(f"--workers is {workers}; it must be at least 1")
     check_place(runs, folder=True)

@@ -57,6 +57,7 @@ class Editor(ABC, Generic[Model]):
             "sliders.configuration": json.dumps(asdict(self), default=str),
             "sliders.seed": str(seed),
             "sliders.base_model": backbone.base_model,
+            "sliders.base_class": backbone.class_path,
             "sliders.base_fingerprint": backbone.fingerprint(components),
             "sliders.modality": backbone.modality,
             "modelspec.date": datetime.date.today().isoformat(),

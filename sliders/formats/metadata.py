@@ -20,6 +20,7 @@ SCHEMA_VERSION = "1"
 def describe(
     concept: Concept,
     base_model: str,
+    base_class: str,
     fingerprint: str,
     rank: int,
     alpha: float,
@@ -33,6 +34,7 @@ def describe(
         "sliders.name": concept.name,
         "sliders.concept": json.dumps(concept.to_dict()),
         "sliders.base_model": base_model,
+        "sliders.base_class": base_class,
         "sliders.base_fingerprint": fingerprint,
         "sliders.rank": str(rank),
         "sliders.alpha": str(alpha),
@@ -68,17 +70,18 @@ def describe_composed(name: str, made: Mapping[str, Any], parts: Sequence[NamedD
         "modelspec.description": f"{made['how']} of {', '.join(part.name for part in parts)}",
         "modelspec.usage_hint": "weight 1 is the composition as it was made",
     }
-    named = {part.metadata["sliders.base_model"] for part in parts if "sliders.base_model" in part.metadata}
-    if len(named) == 1:
-        said["sliders.base_model"] = named.pop()
+    for key in ("sliders.base_model", "sliders.base_class"):
+        named = {part.metadata[key] for part in parts if key in part.metadata}
+        if len(named) == 1:
+            said[key] = named.pop()
     hashes = list(dict.fromkeys(p.metadata[k] for p in parts if (k := "sliders.base_fingerprint") in p.metadata))
     found: dict[str, set[str]] = {}
     for fingerprint in hashes:
-        for name, value in _components(fingerprint).items():
+        for name, value in components(fingerprint).items():
             found.setdefault(name, set()).add(value)
     if len(hashes) == 1:
         said["sliders.base_fingerprint"] = hashes[0]
-    elif found and all(map(_components, hashes)) and all(len(values) == 1 for values in found.values()):
+    elif found and all(map(components, hashes)) and all(len(values) == 1 for values in found.values()):
         said["sliders.base_fingerprint"] = ",".join(f"{name}={min(found[name])}" for name in sorted(found))
     return said
 
@@ -140,11 +143,16 @@ def check_one_base(parts: Sequence[NamedDial]) -> None:
 def _unlike(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
     """Whether what two sliders say of their bases contradicts; by name where their fingerprints are of two kinds."""
     hashes = [said["sliders.base_fingerprint"] for said in (one, other)]
-    parts = [_components(fingerprint) for fingerprint in hashes]
-    if bool(parts[0]) != bool(parts[1]):
+    if bool(components(hashes[0])) != bool(components(hashes[1])):
         return one.get("sliders.base_model") != other.get("sliders.base_model")
-    if not parts[0]:
-        return hashes[0] != hashes[1]
+    return unlike(*hashes)
+
+
+def unlike(one: str, other: str) -> bool:
+    """Whether two fingerprints are of unlike bases, as far as they are of the same components."""
+    parts = components(one), components(other)
+    if not parts[0] or not parts[1]:
+        return one != other
     return any(parts[0][name] != parts[1][name] for name in parts[0].keys() & parts[1].keys())
 
 
@@ -174,7 +182,7 @@ class Base(Protocol):
     def old_fingerprint(self) -> str: ...
 
 
-def _components(fingerprint: str) -> dict[str, str]:
+def components(fingerprint: str) -> dict[str, str]:
     """The hash of each component; empty for the one hash that earlier versions wrote."""
     parts = [part.partition("=") for part in fingerprint.split(",")]
     return {name: value for name, equals, value in parts if equals}
@@ -189,10 +197,10 @@ def differs(metadata: Mapping[str, str], base: Base) -> str:
     wanted = metadata.get("sliders.base_fingerprint")
     if wanted is None:
         return ""
-    if not (parts := _components(wanted)):
+    if not (parts := components(wanted)):
         return "" if wanted == base.old_fingerprint() else "the model"
     try:
-        have = _components(base.fingerprint(parts))
+        have = components(base.fingerprint(parts))
     except KeyError as error:
         return str(error.args[0])
     return next((name for name, value in parts.items() if have[name] != value), "")

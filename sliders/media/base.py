@@ -29,6 +29,9 @@ class Medium(ABC, Generic[Model, How]):
     `MEDIUM`.
     """
 
+    flags: ClassVar[tuple[str, ...]]
+    """Flags of the commands that are for this medium alone; the first says how it is sampled."""
+
     amounts: ClassVar[Sequence[float]]
     """Dial times eta, above 0, at which a preview samples unless told otherwise."""
 

@@ -38,6 +38,7 @@ from sliders.runtime.attach import attach
 class Pictures(Medium[DiffusionBackbone, Sampling]):
     """What models of pictures make."""
 
+    flags = ("sampling", "oracle", "eta", "out")
     amounts = (0.5, 1, 2, 3, 4, 6, 8)
     how = Sampling
     probing = Plan((-1.0, 0.0, 1.0), 8, Sampling(steps=12))

@@ -46,6 +46,7 @@ def stream(backbone: CausalLMBackbone, prompt: str, seed: int, how: Speaking) ->
 class Texts(Medium[CausalLMBackbone, Speaking]):
     """What language models answer."""
 
+    flags = ("speaking",)
     amounts = (0.5, 1, 2, 3)
     how = Speaking
     probing = Plan((-1.0, 0.0, 1.0), 12, Speaking(tokens=24))

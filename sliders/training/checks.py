@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from sliders.backbones.base import AbstractBackbone
-from sliders.backbones.placement import Precision as BasePrecision
+from sliders.backbones.precision import Precision as BasePrecision
 from sliders.errors import SliderError, one_line
 
 _BASES: dict[str, BasePrecision] = {"bf16-true": "bfloat16", "16-true": "float16"}

@@ -219,6 +219,7 @@ class SliderModule(L.LightningModule):
         known = describe(
             concept=concept,
             base_model=self.backbone.base_model,
+            base_class=self.backbone.class_path,
             fingerprint=self.backbone.fingerprint({name.partition(".")[0] for name in self.adapter.modules}),
             rank=self.rank,
             alpha=self.alpha,

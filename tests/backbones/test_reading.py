@@ -189,7 +189,7 @@ class TestCut:
         assert not list(tmp_path.rglob("*.safetensors"))
 
     def test_it_is_a_warning_of_sampling(self, here: World, tmp_path: Path) -> None:
-        common = ["--backbone.model", here.model, "--sampling.steps", 1, "--out", tmp_path / "grid.png"]
+        common = ["--base", here.model, "--sampling.steps", 1, "--out", tmp_path / "grid.png"]
         with pytest.warns(SliderWarning, match="8 more than the 32"):
             assert run(cli.main, "generate", LONG, *common).code == 0
         with warnings.catch_warnings():

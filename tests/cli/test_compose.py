@@ -45,7 +45,7 @@ def base(here: World) -> UNetBackbone:
 def parts(here: World, base: UNetBackbone) -> list[Path]:
     """Of unlike ranks on layers of which they share some; the second, as another program writes it, has alphas."""
     concept = Concept.load(here.concept)
-    known = describe(concept, base.base_model, base.fingerprint(), 2, 2.0, ["x"], 1.0, {})
+    known = describe(concept, base.base_model, base.class_path, base.fingerprint(), 2, 2.0, ["x"], 1.0, {})
     one = slider(base, {TO_K: 2, TO_Q: 3, CONV: 1}, "one", 1, 0.8)
     slider_file.save(Slider("one", one.update, known), here.folder / "one.safetensors")
     two = slider(base, {TO_K: 4, CONV: 2}, "two", 2, 0.8).update
@@ -150,7 +150,7 @@ class TestComposeForDiffusers:
         assert compose([out], again, "--dial", 0.5).code == 0
         assert (shown(base, [again], [1.0]) - shown(base, [parts[1]], [0.5])).abs().max() < TINY
         picture = tmp_path / "grid.png"
-        arguments = ["--slider", out, "--backbone.model", here.model, "--sampling.steps", 1, "--out", picture]
+        arguments = ["--slider", out, "--base", here.model, "--sampling.steps", 1, "--out", picture]
         assert run(cli.main, "generate", "a person", *arguments).code == 0
         assert picture.exists()
 
@@ -230,7 +230,7 @@ def external(page: str) -> list[str]:
 class TestLaws:
     def laws(self, here: World, files: Sequence[Path], out: Path, *arguments: object) -> dict[str, Any]:
         names = f"[{', '.join(map(str, files))}]"
-        quick = ["--sampling.steps", 2, "--scenes", 3, "--backbone.model", here.model]
+        quick = ["--sampling.steps", 2, "--scenes", 3, "--base", here.model]
         ended = run(cli.main, "laws", names, "--out", out, *quick, *arguments)
         assert ended.code == 0, ended.err
         page = (out / "laws.html").read_text()

@@ -34,7 +34,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 def sliders(here: World, *arguments: object) -> Ended:
-    return run(cli.main, *arguments, "--backbone.model", here.model)
+    return run(cli.main, *arguments, "--base", here.model)
 
 
 @pytest.fixture(scope="module")
@@ -128,11 +128,11 @@ def test_an_edit_of_a_language_model_is_streamed(tmp_path: Path) -> None:
     (tmp_path / "mood.yaml").write_text(yaml.safe_dump(concept))
     out = tmp_path / "s.safetensors"
     fitted = ["--editor.concept", tmp_path / "mood.yaml", "--editor.blocks", "[1]", "--editor.saying.tokens", 4]
-    ended = run(cli.main, "edit", "steering", *fitted, "--backbone.model", folder, "--out", out, "--seed", 3)
+    ended = run(cli.main, "edit", "steering", *fitted, "--base", folder, "--out", out, "--seed", 3)
     assert ended.code == 0, ended.err
     assert formats.load_dial(out).metadata["sliders.seed"] == "3"
     assert formats.modality_of(out) == "text"
-    said = ["--text", "true", "--language.model", folder, "--speaking.tokens", 3]
+    said = ["--base", folder, "--speaking.tokens", 3]
     ended = run(cli.main, "generate", "a dog", "--slider", out, *said)
     assert ended.code == 0, ended.err
     assert "steering +1" in ended.out
@@ -168,7 +168,7 @@ def test_a_number_that_cannot_be_is_said_in_one_line(method: str, flag: str, val
     known = {"steering": {"blocks": "[1]"}, "leace": {"layers": "[mlp]"}, "ablation": {"block": 1}}
     fields = {"replace.happy": "sad"} if method == "uce" else {"concept": "mood.yaml", **known[method]}
     flags = [part for name, text in (fields | {flag: value}).items() for part in (f"--editor.{name}", text)]
-    ended = run(cli.main, "edit", method, *flags, "--backbone.model", "/no/such/model")
+    ended = run(cli.main, "edit", method, *flags, "--base", "/no/such/model")
     assert ended.code == 1
     assert ended.err.startswith("error: ")
     assert f"{flag} is {value}; it must be" in ended.err

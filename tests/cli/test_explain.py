@@ -113,8 +113,9 @@ def test_an_edit_s_file_and_the_checkpoint_that_it_makes_are_explained_alike(
     edit_file.save("u", edit, tmp_path / "u.safetensors", {"sliders.base_model": pictures.base_model})
     with baked(pictures, edit):
         pictures.export(tmp_path / "model")
-    of_file = explained(tmp_path / "u.safetensors", tmp_path / "a", "--run", "false")
-    of_model = explained(tmp_path / "model", tmp_path / "b", "--base", pictures.base_model, "--run", "false")
+    given = ["--base", pictures.base_model, "--run", "false"]
+    of_file = explained(tmp_path / "u.safetensors", tmp_path / "a", *given)
+    of_model = explained(tmp_path / "model", tmp_path / "b", *given)
     for found in (of_file, of_model):
         (part,) = found["parts"]
         assert part["kind"] == "right factor"
@@ -126,7 +127,7 @@ def test_an_edit_s_file_and_the_checkpoint_that_it_makes_are_explained_alike(
 
 def test_a_slider_of_language_and_a_steering_vector(language: CausalLMBackbone, tmp_path: Path) -> None:
     peft.save(mixed(language), tmp_path / "s", language.base_model)
-    found = explained(tmp_path / "s", tmp_path / "a")
+    found = explained(tmp_path / "s", tmp_path / "a", "--base", language.base_model)
     assert found["kind"] in ("translation", "random")
     titles = [ranking["title"] for ranking in found["reads"]]
     assert titles[:3] == ["Words it responds to", "Tokens it responds to", "Prompts it responds to"]
@@ -135,7 +136,7 @@ def test_a_slider_of_language_and_a_steering_vector(language: CausalLMBackbone, 
     steer = Affine({layer: steer_output(vector, weight_shape(language, layer))})
     said = {"sliders.base_model": language.base_model, "sliders.modality": "text"}
     edit_file.save("v", steer, tmp_path / "v.safetensors", said)
-    found = explained(tmp_path / "v.safetensors", tmp_path / "b")
+    found = explained(tmp_path / "v.safetensors", tmp_path / "b", "--base", language.base_model)
     assert found["kind"] == "bias shift"
     promoted = dict(next(r["entries"] for r in found["reads"] if r["title"] == "Tokens it promotes"))
     head = language.lm.get_output_embeddings().weight
@@ -216,7 +217,8 @@ class TestErrors:
         made = slider(pictures, {TO_K: 1}, "s").update
         known = {"sliders.base_model": pictures.base_model, "sliders.base_fingerprint": "other"}
         slider_file.save(Slider("s", Translation(made), known), tmp_path / "s.safetensors")
-        assert "fingerprint" in explain(tmp_path / "s.safetensors", tmp_path / "out").err
+        given = explain(tmp_path / "s.safetensors", tmp_path / "out", "--base", pictures.base_model)
+        assert "fingerprint" in given.err
 
 
 @pytest.mark.parametrize(

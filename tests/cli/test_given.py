@@ -7,12 +7,15 @@ from typing import Any
 import pytest
 from jsonargparse import ArgumentParser
 
-from sliders.cli import main as cli
+from sliders.cli.bake import bake
 from sliders.cli.compose import compose
 from sliders.cli.defaults import listed
 from sliders.cli.demo import demo
+from sliders.cli.evaluate import evaluate
 from sliders.cli.explain import explain
+from sliders.cli.generate import generate
 from sliders.cli.laws import laws
+from sliders.cli.preview import preview
 from sliders.cli.train_many import train_many
 
 _FILE = "data/avatars/sliders/smile.safetensors"
@@ -20,12 +23,12 @@ PLACE = f"NAME={_FILE}"
 READ = Path(f"NAME={Path(_FILE).resolve()}")
 """What is made of it: the path of a command line is relative to the working directory."""
 FLAGS: list[tuple[Callable[..., Any], list[str], str, str, Any]] = [
-    (cli.preview, ["c.yaml"], "amounts", "2", 2.0),
-    (cli.generate, ["a person"], "slider", PLACE, READ),
-    (cli.generate, ["a person"], "seed", "3", 3),
-    (cli.generate, ["a person"], "dial", "2", 2.0),
-    (cli.evaluate, ["s"], "dials", "2", 2.0),
-    (cli.bake, ["s", "out"], "dial", "2", 2.0),
+    (preview, ["c.yaml"], "amounts", "2", 2.0),
+    (generate, ["a person"], "slider", PLACE, READ),
+    (generate, ["a person"], "seed", "3", 3),
+    (generate, ["a person"], "dial", "2", 2.0),
+    (evaluate, ["s"], "dials", "2", 2.0),
+    (bake, ["s", "out"], "dial", "2", 2.0),
     (compose, ["s", "out"], "dial", "2", 2.0),
     (laws, ["s"], "twin", PLACE, READ),
     (laws, ["s"], "prompts", "a", "a"),
@@ -50,7 +53,7 @@ def test_one_and_a_list_of_one(
         assert listed(parsed(command, [*arguments, f"--{flag}={given}"])[flag]) == [value]
 
 
-@pytest.mark.parametrize(("command", "out"), [(cli.bake, ["out"]), (compose, ["out"]), (laws, [])])
+@pytest.mark.parametrize(("command", "out"), [(bake, ["out"]), (compose, ["out"]), (laws, [])])
 def test_sliders_that_are_arguments(command: Callable[..., Any], out: list[str]) -> None:
     for given in (PLACE, f"[{PLACE}]"):
         assert listed(parsed(command, [given, *out])["slider"]) == [READ]

@@ -50,7 +50,12 @@ def base(here: World) -> UNetBackbone:
 def save_slider(here: World, base: UNetBackbone, name: str, target: str, **changes: Any) -> Path:
     """Write a random slider that says what it is."""
     concept = Concept.load(here.concept)
-    said: dict[str, Any] = {"base_model": base.base_model, "fingerprint": base.fingerprint(), "eta": 1.5, **changes}
+    said: dict[str, Any] = {
+        "base_model": base.base_model,
+        "base_class": base.class_path,
+        "fingerprint": base.fingerprint(),
+    }
+    said |= {"eta": 1.5, **changes}
     metadata = describe(concept, rank=2, alpha=2.0, targets=[target], training={}, **said)
     slider_file.save(Slider(name, random_slider(base, target).update, metadata), here.folder / f"{name}.safetensors")
     return here.folder / f"{name}.safetensors"
@@ -76,7 +81,7 @@ def stranger(here: World, base: UNetBackbone) -> Path:
 
 def sliders(here: World, *arguments: object) -> Ended:
     """Run the command on the tiny model."""
-    return run(cli.main, *arguments, "--backbone.model", here.model)
+    return run(cli.main, *arguments, "--base", here.model)
 
 
 @pytest.fixture
@@ -316,7 +321,7 @@ WRONG: dict[str, tuple[Callable[[World, Path], list[object]], list[str]]] = {
         ["pictures is 0"],
     ),
     "a grid that is no picture's file": (
-        lambda here, happy: ["generate", "a", "--slider", "/no/slider", "--out", "grid"],
+        lambda here, happy: ["generate", "a", "--slider", happy, "--out", "grid"],
         ["--out is grid", ".png"],
     ),
     "bake to nowhere": (lambda here, happy: ["bake", happy], ["out"]),
@@ -353,7 +358,7 @@ class TestErrors:
     @pytest.mark.parametrize("command", ["generate", "evaluate", "preview", "bake"])
     def test_of_a_missing_base(self, here: World, happy: Path, command: str, tmp_path: Path) -> None:
         subject = {"generate": ["a"], "evaluate": [happy], "preview": [here.concept], "bake": [happy, tmp_path / "new"]}
-        ended = run(cli.main, command, *subject[command], "--backbone.model", "/no/such/model")
+        ended = run(cli.main, command, *subject[command], "--base", "/no/such/model")
         assert ended.code == 1
         assert ended.err.startswith("error: no base model at /no/such/model")
 
@@ -374,7 +379,8 @@ class TestErrors:
 
     def test_of_another_family(self, here: World, tmp_path: Path) -> None:
         model = tiny.save(tiny.stable_diffusion_xl(), tmp_path / "xl")
-        ended = run(cli.main, "generate", "a", "--backbone.model", model, "--out", tmp_path / "grid.png", *QUICK)
+        whose = ["--backbone", "sliders.backbones.unet.UNetBackbone", "--backbone.model", model]
+        ended = run(cli.main, "generate", "a", *whose, "--out", tmp_path / "grid.png", *QUICK)
         assert ended.code == 1
         assert str(model) in ended.err
 

@@ -63,7 +63,8 @@ def lm(here: Path) -> CausalLMBackbone:
 
 def save_slider(here: Path, lm: CausalLMBackbone, name: str, target: str, **changes: Any) -> Path:
     """Write a random slider that says what it is."""
-    said: dict[str, Any] = {"base_model": lm.base_model, "fingerprint": lm.fingerprint(), "eta": 1.5, **changes}
+    said: dict[str, Any] = {"base_model": lm.base_model, "base_class": lm.class_path, "fingerprint": lm.fingerprint()}
+    said |= {"eta": 1.5, **changes}
     concept = Concept.load(here / "mood.yaml")
     metadata = describe(concept, rank=2, alpha=2.0, targets=[target], training={}, **said)
     return lm.save_slider(Slider(name, random_slider(lm, target).update, metadata), here)
@@ -89,7 +90,7 @@ def stranger(here: Path, lm: CausalLMBackbone) -> Path:
 
 def sliders(here: Path, *arguments: object) -> Ended:
     """Run the command on the tiny model."""
-    return run(cli.main, *arguments, "--language.model", here / "lm")
+    return run(cli.main, *arguments, "--base", here / "lm")
 
 
 def response(lm: CausalLMBackbone, *on: tuple[Path, float], message: str = "the dog") -> str:
@@ -106,12 +107,12 @@ class TestGenerate:
     """Responses with sliders after the base's."""
 
     def test_the_base_alone(self, here: Path, lm: CausalLMBackbone) -> None:
-        ended = sliders(here, "generate", "the dog", "--text", "true", *SHORT)
+        ended = sliders(here, "generate", "the dog", *SHORT)
         assert ended.code == 0, ended.err
         assert ended.out == f"> the dog\n{response(lm)}\n\n"
 
     def test_the_turned_after_the_base(self, here: Path, lm: CausalLMBackbone, mood: Path) -> None:
-        ended = sliders(here, "generate", "the dog", "--text", "true", "--slider", mood, "--dial", -1.5, *SHORT)
+        ended = sliders(here, "generate", "the dog", "--slider", mood, "--dial", -1.5, *SHORT)
         assert ended.code == 0, ended.err
         turned = response(lm, (mood, -1.5))
         assert ended.out == f"> the dog\nbase:\n{response(lm)}\n\nmood -1.5:\n{turned}\n\n"
@@ -119,28 +120,28 @@ class TestGenerate:
 
     def test_several_sliders_each_at_its_dial(self, here: Path, lm: CausalLMBackbone, mood: Path, other: Path) -> None:
         both = ["--slider", f"[{mood}, {other}]", "--dial", "[1, -2]"]
-        ended = sliders(here, "generate", "the dog", "--text", "true", *both, *SHORT)
+        ended = sliders(here, "generate", "the dog", *both, *SHORT)
         assert ended.code == 0, ended.err
         turned = response(lm, (mood, 1.0), (other, -2.0))
         assert ended.out.endswith(f"mood +1  other -2:\n{turned}\n\n")
         assert turned not in (response(lm, (mood, 1.0)), response(lm, (other, -2.0)), response(lm))
 
     def test_dial_0_is_the_base(self, here: Path, lm: CausalLMBackbone, mood: Path) -> None:
-        ended = sliders(here, "generate", "the dog", "--text", "true", "--slider", mood, "--dial", 0, *SHORT)
+        ended = sliders(here, "generate", "the dog", "--slider", mood, "--dial", 0, *SHORT)
         assert ended.out.count(response(lm)) == 2
 
     def test_prompts_and_seeds(self, here: Path) -> None:
         hot = ["--speaking.tokens", 9, "--speaking.temperature", 1.5]
-        ended = sliders(here, "generate", '["the dog", "day"]', "--text", "true", "--seed", "[4, 5]", *hot)
+        ended = sliders(here, "generate", '["the dog", "day"]', "--seed", "[4, 5]", *hot)
         assert ended.code == 0, ended.err
         said = re.split(r"^> .*\n", ended.out, flags=re.MULTILINE)[1:]
         assert len(said) == 4
         assert len(set(said)) >= 3, "each seed is another response, and most messages are"
-        alone = sliders(here, "generate", "day", "--text", "true", "--seed", 5, *hot)
+        alone = sliders(here, "generate", "day", "--seed", 5, *hot)
         assert alone.out.split("\n", 1)[1] == said[3]
 
     def test_an_instruction_stands_before_a_blank_line(self, here: Path, lm: CausalLMBackbone) -> None:
-        ended = sliders(here, "generate", "be sad\n\nthe dog", "--text", "true", *SHORT)
+        ended = sliders(here, "generate", "be sad\n\nthe dog", *SHORT)
         said = lm.respond(lm.encode(["be sad\n\nthe dog"]), [0], 9, 0.0)
         assert lm.text(said)[0].rstrip("\ufffd") in ended.out
 
@@ -238,7 +239,7 @@ class TestBake:
 
 def test_preview_lets_the_formula_speak(here: Path, tmp_path: Path) -> None:
     arguments = ["--amounts", "[2]", "--pictures", 2, "--out", tmp_path / "out", *SHORT]
-    ended = sliders(here, "preview", here / "mood.yaml", "--text", "true", *arguments)
+    ended = sliders(here, "preview", here / "mood.yaml", *arguments)
     assert ended.code == 0, ended.err
     found = json.loads((tmp_path / "out" / "preview.json").read_text())
     assert [row["amount"] for row in found["amounts"]] == [-2, 0, 2]
@@ -251,7 +252,7 @@ def test_preview_of_a_concept_without_a_score(here: Path, tmp_path: Path) -> Non
     concept["measure"]["attribute"] = ""
     (tmp_path / "mood.yaml").write_text(yaml.safe_dump(concept))
     arguments = ["--amounts", "[2]", "--pictures", 2, "--out", tmp_path / "out", *SHORT]
-    ended = sliders(here, "preview", tmp_path / "mood.yaml", "--text", "true", *arguments)
+    ended = sliders(here, "preview", tmp_path / "mood.yaml", *arguments)
     assert ended.code == 0, ended.err
     found = json.loads((tmp_path / "out" / "preview.json").read_text())["amounts"]
     assert [row["mean"] for row in found] == [None, None, None]
@@ -270,7 +271,7 @@ class TestErrors:
 
     @pytest.mark.parametrize("command", ["generate", "evaluate"])
     def test_another_base(self, here: Path, stranger: Path, command: str, tmp_path: Path) -> None:
-        subject = ["generate", "day", "--text", "true", "--slider", stranger]
+        subject = ["generate", "day", "--slider", stranger]
         if command == "evaluate":
             subject = ["evaluate", stranger, "--pictures", 2, "--out", tmp_path, "--dials", "[1]"]
         arguments = [*SHORT, "--speaking.neutral", here / "neutral.txt"]
@@ -283,19 +284,20 @@ class TestErrors:
         part = next(iter(random_slider(lm, "mlp").update.values()))
         wrong = Slider("wrong", type(random_slider(lm, "mlp").update)({"lm.nowhere": part}))
         place = lm.save_slider(wrong, tmp_path)
-        self.check(sliders(here, "generate", "a", "--text", "true", "--slider", place, *SHORT), "lm.nowhere")
+        self.check(sliders(here, "generate", "a", "--slider", place, *SHORT), "lm.nowhere")
 
     def test_a_folder_that_is_no_slider(self, here: Path) -> None:
-        self.check(sliders(here, "generate", "a", "--text", "true", "--slider", here), "no slider in", "adapter_config")
+        self.check(sliders(here, "generate", "a", "--slider", here), "no slider in", "adapter_config")
 
     @pytest.mark.parametrize("place", ["/no/such/model", "./nowhere"])
     def test_a_missing_base(self, place: str) -> None:
-        ended = run(cli.main, "generate", "a", "--text", "true", "--language.model", place)
+        ended = run(cli.main, "generate", "a", "--base", place)
         self.check(ended, f"no base model at {place}")
 
-    def test_a_base_that_is_no_language_model(self, tmp_path: Path) -> None:
+    def test_a_base_that_is_no_language_model(self, mood: Path, tmp_path: Path) -> None:
         model = tiny.save(tiny.stable_diffusion(), tmp_path / "sd")
-        self.check(run(cli.main, "generate", "a", "--text", "true", "--language.model", model), str(model))
+        ended = run(cli.main, "generate", "a", "--slider", mood, "--base", model)
+        self.check(ended, str(mood), "modality text", f"{model} is a model of the modality image")
 
     def test_a_concept_of_pictures(self, here: Path, mood: Path, tmp_path: Path) -> None:
         plain = {"name": "smile", "target": "a", "positives": ["b"], "negatives": ["c"]}
@@ -307,12 +309,12 @@ class TestErrors:
         ("flag", "value"), [("temperature", -1), ("tokens", 0), ("tokens", -3), ("batch", 0)], ids=str
     )
     def test_speaking_that_cannot_be(self, here: Path, mood: Path, flag: str, value: int) -> None:
-        subject = ["generate", "a", "--text", "true"] if flag != "batch" else ["evaluate", mood, "--pictures", 2]
+        subject = ["generate", "a"] if flag != "batch" else ["evaluate", mood, "--pictures", 2]
         self.check(sliders(here, *subject, f"--speaking.{flag}", value), f"{flag} is {value}")
 
     @pytest.mark.parametrize("flags", [["--speaking.batch", 0], ["--pictures", 0]], ids=str)
     def test_a_preview_that_cannot_be(self, here: Path, flags: list[object]) -> None:
-        ended = sliders(here, "preview", here / "mood.yaml", "--text", "true", *flags)
+        ended = sliders(here, "preview", here / "mood.yaml", *flags)
         self.check(ended, "is 0; it must be at least 1")
         assert ended.err.count("\n") == 1
 
@@ -321,7 +323,7 @@ class TestErrors:
 
 
 def test_export_writes_what_llama_cpp_loads(here: Path, mood: Path, stranger: Path, tmp_path: Path) -> None:
-    flags = ["--language.model", here / "lm"]
+    flags = ["--base", here / "lm"]
     ended = run(cli.main, "export", mood, tmp_path / "mood.gguf", *flags)
     assert ended.code == 0, ended.err
     assert f"--lora-scaled {tmp_path / 'mood.gguf'}" in ended.out

@@ -22,7 +22,7 @@ def test_a_new_editor_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(editors, "__path__", [*editors.__path__, str(tmp_path)])
     assert "promote" in cli_edit.methods()
     folder = tiny.save(tiny_lm.language_model("llama"), tmp_path / "model")
-    fitted = ["--editor.word", "dog", "--editor.block", 2, "--editor.length", 5, "--backbone.model", folder]
+    fitted = ["--editor.word", "dog", "--editor.block", 2, "--editor.length", 5, "--base", folder]
     ended = run(cli.main, "edit", "promote", *fitted, "--out", tmp_path / "p.safetensors")
     assert ended.code == 0, ended.err
     assert "its first token is what counts" in run(cli.main, "edit", "promote", "--editor.help").out

@@ -148,7 +148,7 @@ class TestFile:
 
     def test_concept_and_describe(self, tmp_path: Path) -> None:
         concept = Concept("smile", "a person", ["a happy person"], ["a sad person"], preserve=["a dog"])
-        metadata = describe(concept, "the/base", "abc", 4, 2.0, ["xattn"], 1.5, {"steps": 3})
+        metadata = describe(concept, "the/base", "a.Class", "abc", 4, 2.0, ["xattn"], 1.5, {"steps": 3})
         slider_file.save(Slider("smile", plain().update, metadata), tmp_path / "s.safetensors")
         read = slider_file.load(tmp_path / "s.safetensors")
         assert concept_of(read) == concept

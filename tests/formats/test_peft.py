@@ -220,7 +220,7 @@ def test_alpha_is_not_rounded_to_the_file_s_precision(
 class TestFolder:
     def test_round_trip_with_what_it_says(self, tmp_path: Path) -> None:
         concept = Concept("mood", "be", ["be happy"], ["be sad"], contexts=["day"], modality="text")
-        metadata = describe(concept, "the/base", "abc", 4, 2.0, ["full"], 1.5, {"steps": 3})
+        metadata = describe(concept, "the/base", "a.Class", "abc", 4, 2.0, ["full"], 1.5, {"steps": 3})
         peft.save(Slider("mood", plain().update, metadata), tmp_path / "new" / "folder", "the/base")
         read = formats.load(tmp_path / "new" / "folder")
         same(read.update, plain().update)

@@ -52,7 +52,7 @@ def answers(session: Session, user: str, positions: dict[str, float], tokens: in
 def described(concept: Concept, model: AbstractBackbone, target: str, name: str = "") -> Slider:
     """A random slider that says what it is, as one that was trained does."""
     update = random_slider(model, target).update
-    said = describe(concept, model.base_model, model.fingerprint(), 2, 2.0, [target], 1.5, {})
+    said = describe(concept, model.base_model, model.class_path, model.fingerprint(), 2, 2.0, [target], 1.5, {})
     return Slider(name or concept.name, update, {**said, "sliders.name": name or concept.name})
 
 

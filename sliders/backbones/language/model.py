@@ -21,7 +21,8 @@ from sliders.backbones.language.prompts import Prompts, ends_of
 from sliders.backbones.language.sampling import Sampler, Steering
 from sliders.backbones.language.trial import try_out
 from sliders.backbones.origin import Origin
-from sliders.backbones.placement import Placement, Precision, weights
+from sliders.backbones.placement import Placement, weights
+from sliders.backbones.precision import Precision
 from sliders.backbones.targets import TargetGroup
 from sliders.backbones.vocabulary import check_template, check_vocabulary
 from sliders.batch import TensorBatch

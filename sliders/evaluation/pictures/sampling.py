@@ -10,35 +10,10 @@ from sliders.backbones.diffusion import DiffusionBackbone
 from sliders.backbones.guidance import Predictor, guided
 from sliders.batch import TensorBatch, join
 from sliders.concept import Concept
-from sliders.errors import SliderError, check_at_least_1
+from sliders.errors import SliderError
+from sliders.evaluation.pictures.settings import Sampling
 from sliders.runtime.dials import DialContext
 from sliders.teacher.oracle import oracle
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How pictures are sampled.
-
-    Args:
-        steps: of the model's own scheduler, at least 1.
-        guidance: classifier-free guidance scale.
-        batch: pictures made together, at least 1.
-        height: of pictures in pixels; the backbone's own if None.
-        width: likewise.
-
-    Raises:
-        SliderError: a number is below 1.
-    """
-
-    steps: int = 15
-    guidance: float = 4.0
-    batch: int = 48
-    height: int | None = None
-    width: int | None = None
-
-    def __post_init__(self) -> None:
-        sides = [name for name in ("height", "width") if getattr(self, name) is not None]
-        check_at_least_1("sampling", self, "steps", "batch", *sides)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,7 @@
 """How texts are sampled: over a dial, and by the formula itself."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import torch
 
@@ -11,38 +10,8 @@ from sliders.backbones.language.sampling import Steering
 from sliders.backbones.reading import check_directions
 from sliders.batch import TensorBatch, join, take
 from sliders.concept import BETWEEN, Concept
-from sliders.errors import SliderError, check_at_least_1
-from sliders.resources.shipped import shipped
+from sliders.evaluation.texts.settings import Speaking
 from sliders.runtime.dials import DialContext
-
-NEUTRAL = shipped("data/text/neutral.txt")
-
-
-@dataclass(frozen=True)
-class Speaking:
-    """How texts are sampled and measured.
-
-    Args:
-        tokens: of the longest response, at least 1.
-        temperature: of the sampling; 0 takes the likeliest token.
-        batch: responses sampled together, at least 1.
-        first_seed: of the first prompt; the others count on.
-        neutral: a text file with a neutral paragraph a line, for perplexity and divergence.
-
-    Raises:
-        SliderError: a number is below what it can be.
-    """
-
-    tokens: int = 40
-    temperature: float = 0.8
-    batch: int = 64
-    first_seed: int = 1000
-    neutral: Path = NEUTRAL
-
-    def __post_init__(self) -> None:
-        check_at_least_1("speaking", self, "tokens", "batch")
-        if not self.temperature >= 0:
-            raise SliderError(f"speaking.temperature is {self.temperature:g}; it must be 0 or more")
 
 
 @torch.no_grad()
