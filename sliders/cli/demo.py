@@ -48,8 +48,8 @@ def demo(
         if error.name is None or error.name.partition(".")[0] not in ("gradio", "gradio_client"):
             raise
         raise SliderError("the demo needs gradio: pip install 'concept-sliders[demo]'") from None
-    from sliders.backbones.diffusion import DiffusionBackbone
     from sliders.backbones.choice import backbone_of
+    from sliders.backbones.diffusion import DiffusionBackbone
     from sliders.backbones.language.model import CausalLMBackbone
     from sliders.console import say
     from sliders.files import check_place
