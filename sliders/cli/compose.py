@@ -5,7 +5,7 @@ from pathlib import Path
 from sliders.cli.merging import How, Merging
 
 
-def compose(
+def compose_sliders(
     slider: Path | list[Path],
     out: Path,
     dial: float | list[float] = 1.0,

@@ -66,7 +66,7 @@ def put_together(
     name: str | None,
     any_base: bool,
 ) -> None:
-    """Make one slider of several, write it and say what it keeps of them; see `sliders.cli.compose.compose`."""
+    """Make one slider of several, write it and say what it keeps of them; see `sliders.cli.compose.compose_sliders`."""
     if not files:
         raise SliderError("there is nothing to compose; give at least one slider")
     dials, paths, called = one_each(dial, files), [file.path for file in files], name or out.stem

@@ -19,6 +19,9 @@ COMMANDS = (
 )  # fmt: skip
 """Each is a file beside this one with a function of its name, and imports what it needs when it runs."""
 
+_CALLED = {"compose": "compose_sliders", "train": "train_slider"}
+"""Functions with other names than their files': `sliders` has these, and jsonargparse would import what they need."""
+
 _GONE = {
     "--text": "a slider says itself what it is for; without one, give --base smollm2 for responses",
     "--language": "the base is the one that the slider says; give another one, or one without a slider, with --base",
@@ -33,7 +36,7 @@ def _component(command: str, words: Sequence[str]) -> Any:
     """What a command runs; of `edit`, what the method among the words runs."""
     name = command.replace("-", "_")
     module = importlib.import_module(f"sliders.cli.{name}")
-    return module.commands(words) if command == "edit" else getattr(module, name)
+    return module.commands(words) if command == "edit" else getattr(module, _CALLED.get(name, name))
 
 
 def _check_gone(command: str | None, arguments: Sequence[str]) -> None:

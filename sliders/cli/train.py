@@ -3,7 +3,7 @@
 import sys
 
 
-def train() -> None:
+def train_slider() -> None:
     """Train a slider; `sliders train --help` lists the flags, which are those of Lightning's command line."""
     from sliders.training import cli
 

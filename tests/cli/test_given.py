@@ -8,7 +8,7 @@ import pytest
 from jsonargparse import ArgumentParser
 
 from sliders.cli.bake import bake
-from sliders.cli.compose import compose
+from sliders.cli.compose import compose_sliders
 from sliders.cli.defaults import listed
 from sliders.cli.demo import demo
 from sliders.cli.evaluate import evaluate
@@ -29,7 +29,7 @@ FLAGS: list[tuple[Callable[..., Any], list[str], str, str, Any]] = [
     (generate, ["a person"], "dial", "2", 2.0),
     (evaluate, ["s"], "dials", "2", 2.0),
     (bake, ["s", "out"], "dial", "2", 2.0),
-    (compose, ["s", "out"], "dial", "2", 2.0),
+    (compose_sliders, ["s", "out"], "dial", "2", 2.0),
     (laws, ["s"], "twin", PLACE, READ),
     (laws, ["s"], "prompts", "a", "a"),
     (explain, ["s"], "library", PLACE, READ),
@@ -53,7 +53,7 @@ def test_one_and_a_list_of_one(
         assert listed(parsed(command, [*arguments, f"--{flag}={given}"])[flag]) == [value]
 
 
-@pytest.mark.parametrize(("command", "out"), [(bake, ["out"]), (compose, ["out"]), (laws, [])])
+@pytest.mark.parametrize(("command", "out"), [(bake, ["out"]), (compose_sliders, ["out"]), (laws, [])])
 def test_sliders_that_are_arguments(command: Callable[..., Any], out: list[str]) -> None:
     for given in (PLACE, f"[{PLACE}]"):
         assert listed(parsed(command, [given, *out])["slider"]) == [READ]
