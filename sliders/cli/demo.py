@@ -48,6 +48,7 @@ def demo(
         if error.name is None or error.name.partition(".")[0] not in ("gradio", "gradio_client"):
             raise
         raise SliderError("the demo needs gradio: pip install 'concept-sliders[demo]'") from None
+    from sliders.backbones.base import of_class
     from sliders.backbones.choice import backbone_of
     from sliders.backbones.diffusion import DiffusionBackbone
     from sliders.backbones.language.model import CausalLMBackbone
@@ -58,9 +59,8 @@ def demo(
     check_place(out, folder=True)
     if judge is None and base == AVATARS:
         judge = JUDGE
-    backbone, spoken = backbone_of(base), CausalLMBackbone(language)
-    if not isinstance(backbone, DiffusionBackbone):
-        raise SliderError(f"--base is {base}, which makes no pictures; give a language model with --language")
+    found, spoken = backbone_of(base), CausalLMBackbone(language)
+    backbone = of_class(found, DiffusionBackbone, "the first tab needs", "give a language model with --language")
     for used in (backbone, spoken):
         used.place(device, dtype)
     session = open_session(backbone, spoken, None if sliders is None else listed(sliders), out, judge, upload_mb)

@@ -21,6 +21,7 @@ def export(
     """
     from sliders import formats
     from sliders.algebra.slider import Hinge, Slider
+    from sliders.backbones.base import of_class
     from sliders.backbones.language.model import CausalLMBackbone
     from sliders.cli.opening import load, model_for, read
     from sliders.console import say
@@ -42,9 +43,8 @@ def export(
             if isinstance(loaded, Hinge)
             else f"{place} is an edit that does more than add to weights, and a GGUF adapter holds no more than that"
         )
-    model = model_for(files, [loaded], base, backbone, None, None)
-    if not isinstance(model, CausalLMBackbone):
-        raise SliderError(f"{model.base_model} is a {type(model).__name__}; llama.cpp runs models of transformers")
+    found = model_for(files, [loaded], base, backbone, None, None)
+    model = of_class(found, CausalLMBackbone, "llama.cpp runs", "give one with --base")
     load(model, [loaded], any_base)
     gguf.save(loaded, out, model.lm.config.to_dict())
     say(f"gguf    {out}", f"turn it llama-cli -m MODEL.gguf --lora-scaled {out} 1.0")
