@@ -25,7 +25,7 @@ def seconds(*arguments: str, times: int = 3) -> float:
 
 
 def main() -> None:
-    """Print the table that `docs/speed.md` sums up."""
+    """Print the table that `docs/start.md` sums up."""
     bare = seconds("-c", "pass")
     table = Table("command", "seconds", "ratio to `python -c pass`")
     helps = [[], *([name] for name in COMMANDS), ["edit", "uce"]]
