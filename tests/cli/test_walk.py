@@ -48,7 +48,7 @@ def test_generate_walks_down_to_the_dial(tmp_path: Path) -> None:
     backbone.load()
     name = backbone.select_targets(["xattn"])[0]
     diffusers.save(slider(backbone, {name: 2}), tmp_path / "s.safetensors")
-    flags = ["--backbone.model", made.model, "--sampling.steps", 2, "--out", tmp_path / "grid.png"]
+    flags = ["--base", made.model, "--sampling.steps", 2, "--out", tmp_path / "grid.png"]
     sys.setprofile(walk)
     try:
         ended = run(cli.main, "generate", "a person", "--slider", tmp_path / "s.safetensors", *flags)

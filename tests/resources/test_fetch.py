@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from sliders.backbones.language import model as causal_lm
+from sliders.backbones.language import loading
 from sliders.backbones.language.model import CausalLMBackbone
 from sliders.errors import SliderError
 from sliders.resources import fetch as module
@@ -223,7 +223,7 @@ def test_two_processes_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_a_backbone_fetches_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """When it is loaded, not before; the model keeps its short name."""
     folder, asked = tiny.save(tiny_lm.language_model("gpt2"), tmp_path / "lm"), []
-    monkeypatch.setattr(causal_lm, "fetch", lambda name: (asked.append(name), folder)[1])
+    monkeypatch.setattr(loading, "fetch", lambda name: (asked.append(name), folder)[1])
     model = CausalLMBackbone()
     assert not asked
     model.load()
