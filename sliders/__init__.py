@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sliders.algebra.edit import Edit
     from sliders.algebra.lowrank import LowRank
     from sliders.algebra.slider import Slider, hinge
-    from sliders.backbones.memory import use
+    from sliders.backbones.in_memory import use
     from sliders.backbones.saving import save
     from sliders.batch import rows_of
     from sliders.concept import Concept
@@ -58,7 +58,7 @@ _HOMES = {
     "rows_of": "sliders.batch:rows_of",
     "save": "sliders.backbones.saving:save",
     "train": "sliders.training.call:train",
-    "use": "sliders.backbones.memory:use",
+    "use": "sliders.backbones.in_memory:use",
 }
 
 

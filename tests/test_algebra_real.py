@@ -18,7 +18,7 @@ from sliders.evaluation.pictures.sampling import Sampling, Scene, sample, scenes
 from sliders.formats.metadata import concept_of
 from sliders.resources.fetch import fetch
 from sliders.runtime.attach import attach
-from sliders.studies.measures import oracle_gap, path
+from sliders.studies.behavioural_laws import oracle_gap, path
 from tests import clients
 
 pytestmark = pytest.mark.slow

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from sliders.algebra.slider import Hinge, NamedDial, Partial
+from sliders.backbones.language.loading import place_of
 from sliders.errors import SliderError
 from sliders.formats import edit, peft
 from sliders.formats.dial_files import save_as
-from sliders.resources.fetch import FETCHED, fetch
 
 
 def save(dial: NamedDial, path: Path | str) -> None:
@@ -35,4 +35,4 @@ def save(dial: NamedDial, path: Path | str) -> None:
             f"slider {dial.name!r} does not say which language model it is for, which its folder must; put the model's "
             "name or folder into its metadata as sliders.base_model"
         )
-    save_as(dial, place, (str(fetch(base)) if base in FETCHED else base, False))
+    save_as(dial, place, (place_of(base), False))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sliders.algebra.slider import NamedDial, Slider
     from sliders.backbones.placement import Placement
     from sliders.evaluation.base_states import BaseStates
-    from sliders.report.page import Report
+    from sliders.report.html_page import Report
 
 
 def laws(

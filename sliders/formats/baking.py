@@ -16,12 +16,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sliders.algebra.edit import Edit
+from sliders.batch import widened
 from sliders.errors import SliderError
 from sliders.files import read_json
 from sliders.formats.checkpoint import tied
 from sliders.formats.skeleton import INDEX, skeletons
 from sliders.formats.stored import Place, places, variants
-from sliders.formats.tensors import widened
 from sliders.runtime.layers import as_edited
 
 _OTHER_WEIGHTS = (".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".h5", ".onnx", ".gguf")

@@ -18,6 +18,7 @@ from torch import Tensor
 from sliders.algebra.edit import Translation
 from sliders.algebra.lowrank import LowRank
 from sliders.algebra.slider import Slider
+from sliders.batch import widened
 from sliders.errors import SliderError
 from sliders.formats import naming, tensors
 from sliders.formats.scaling import Scaling
@@ -97,7 +98,7 @@ def load(file: Path) -> Slider:
         except (AttributeError, TypeError, ValueError, OverflowError, RuntimeError) as error:
             raise SliderError(f"{file}: lora_adapter_metadata or alpha of {name!r} is malformed: {error}") from error
         shape = (len(up), *down.shape[1:])
-        up, down = tensors.widened(up), tensors.widened(down)
+        up, down = widened(up), widened(down)
         update = LowRank(up.flatten(1) * scale, down.reshape(rank, math.prod(shape[1:])), shape)
         updates[re.sub(r"^text_encoder\.text_model\.", "text_encoder.", name)] = update
     return Slider(metadata.get("sliders.name", file.stem), Translation(updates), metadata)

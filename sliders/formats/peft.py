@@ -16,6 +16,7 @@ from torch import Tensor
 from sliders.algebra.edit import Translation
 from sliders.algebra.lowrank import LowRank
 from sliders.algebra.slider import Slider
+from sliders.batch import widened
 from sliders.errors import SliderError
 from sliders.files import read_json, replacing_folder
 from sliders.formats import tensors
@@ -119,7 +120,7 @@ def load(folder: Path) -> Slider:
             scale = scaling(name, len(down))
         except (AttributeError, TypeError, ValueError, OverflowError) as error:
             raise SliderError(f"{described}: lora_alpha or alpha_pattern is malformed: {error}") from error
-        up, down = tensors.widened(up), tensors.widened(down)
+        up, down = widened(up), widened(down)
         updates[_OURS + name] = LowRank(up * scale, down, (len(up), down.shape[1]))
     known = {f"{_THEIRS}{name.removeprefix(_OURS)}.lora_{part}.weight" for name in updates for part in "AB"}
     if foreign := sorted(set(state) - known):

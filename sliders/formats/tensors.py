@@ -8,6 +8,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from sliders.batch import widened
 from sliders.errors import SliderError, one_line
 from sliders.files import replacing
 
@@ -79,8 +80,3 @@ def metadata_of(file: Path) -> dict[str, str]:
             return dict(f.metadata() or {})
     except (SafetensorError, OSError):
         return {}
-
-
-def widened(factor: Tensor) -> Tensor:
-    """The factor in float32 at least: files may hold half precision, in which products would lose more than storing."""
-    return factor.to(torch.promote_types(factor.dtype, torch.float32))

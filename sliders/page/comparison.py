@@ -16,7 +16,7 @@ from sliders.page.edits import added
 from sliders.page.library import Entry
 from sliders.page.painting import Progress, Row, paint
 from sliders.report.drawing import plt
-from sliders.report.page import Section
+from sliders.report.html_page import Section
 
 FRAMES = 9
 WINDOWS = 5

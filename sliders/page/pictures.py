@@ -12,7 +12,7 @@ from torch import Tensor, stack
 
 from sliders.page.comparison import Comparison
 from sliders.report.drawing import dial_label, to_uint8
-from sliders.report.page import Section
+from sliders.report.html_page import Section
 
 FRAME_MILLISECONDS = 220
 _BROAD = 5

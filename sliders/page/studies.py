@@ -23,13 +23,13 @@ from sliders.page.edits import added, gap_of_orders, translation
 from sliders.page.library import Entry
 from sliders.page.painting import Progress, Row, paint
 from sliders.report.drawing import dial_label
-from sliders.report.page import Section, heatmap
+from sliders.report.html_page import Section, heatmap
 from sliders.runtime.attach import attach
 from sliders.runtime.layers import layer_weights
+from sliders.studies.behavioural_laws import REACH, STEP, STRAIGHT, Measured, interactions, matrix, path
 from sliders.studies.explain.reads import refusal
 from sliders.studies.explain.study import Effort, changes_of, study
 from sliders.studies.laws.report import paths_figure
-from sliders.studies.measures import REACH, STEP, STRAIGHT, Measured, interactions, matrix, path
 
 _EFFORT = Effort(words=40, prompts=48, spectra=24)
 """About what a person waits for."""

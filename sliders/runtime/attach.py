@@ -15,20 +15,20 @@ from sliders.algebra.slider import Dial, Piecewise
 from sliders.errors import SliderError
 from sliders.runtime.baking import is_edited
 from sliders.runtime.dials import Dials
+from sliders.runtime.layer_forward import DialedForward
 from sliders.runtime.layers import displacements, find_layer
-from sliders.runtime.stacked import StackedUpdate
 
 
 def is_attached(model: nn.Module) -> bool:
     """Whether sliders run on a model now, finished ones or one in training, or an edit is in its weights."""
     return any(
-        isinstance(module, LoraLayer) or isinstance(vars(module).get("forward"), StackedUpdate) or is_edited(module)
+        isinstance(module, LoraLayer) or isinstance(vars(module).get("forward"), DialedForward) or is_edited(module)
         for module in model.modules()
     )
 
 
 @contextmanager
-def _in_place_of(layer: nn.Module, update: StackedUpdate) -> Iterator[None]:
+def _in_place_of(layer: nn.Module, update: DialedForward) -> Iterator[None]:
     """Let an update run where the layer's `forward` ran."""
     before = vars(layer).get("forward")
     layer.forward = update  # pyright: ignore[reportAttributeAccessIssue]
@@ -95,6 +95,6 @@ def attach(
     with ExitStack() as stack:
         for module, updates in parts.items():
             layer = find_layer(model, module, "the edit")
-            stack.enter_context(_in_place_of(layer, StackedUpdate(turned, layer, updates, fold, module)))
+            stack.enter_context(_in_place_of(layer, DialedForward(turned, layer, updates, fold, module)))
         turned.set(values or {})
         yield turned

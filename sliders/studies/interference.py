@@ -16,7 +16,7 @@ from sliders.algebra.slider import Slider
 from sliders.evaluation.base_states import BaseStates, Behaviour
 from sliders.evaluation.statistics import Estimate, mantel, spearman, upper
 from sliders.runtime.attach import attach
-from sliders.studies.measures import Measured, interaction
+from sliders.studies.behavioural_laws import Measured, interaction
 
 _WIDEST = 2048
 """Layers that read more inputs have the diagonal of their covariance alone."""

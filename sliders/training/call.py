@@ -13,7 +13,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from sliders.algebra.slider import Slider
 from sliders.backbones.base import AbstractBackbone
-from sliders.backbones.memory import use
+from sliders.backbones.in_memory import use
 from sliders.concept import Concept
 from sliders.console import hushed_training
 from sliders.errors import SliderError, one_line, unwrapped

@@ -176,7 +176,7 @@ def test_opt_by_divisibility_is_wrong_by_as_much_as_the_dial_does(
     with how(backbone) as turn:
         effect, error = compared(whole(backbone), turn, state, asked)
         assert error < 1e-4 * effect
-        for module in ("sliders.runtime.adapter", "sliders.runtime.stacked"):
+        for module in ("sliders.runtime.adapter", "sliders.runtime.layer_forward"):
             monkeypatch.setattr(sys.modules[module], "of_rows", by_divisibility)
         effect, error = compared(whole(backbone), turn, state, asked)
     assert error > 0.5 * effect

@@ -12,7 +12,7 @@ from sliders.evaluation.pictures.sampling import Sampling, scenes
 from sliders.evaluation.texts.sampling import Speaking
 from sliders.formula import plausible
 from sliders.runtime.attach import attach
-from sliders.studies.measures import interaction, oracle_gap, path
+from sliders.studies.behavioural_laws import interaction, oracle_gap, path
 from tests import tiny_lm
 from tests.evaluation.conftest import random_slider
 from tests.formats.test_peft import mixed

@@ -10,8 +10,8 @@ from sliders.backbones.diffusion import DiffusionBackbone
 from sliders.batch import TensorBatch, join, take
 from sliders.concept import Concept
 from sliders.runtime.adapter import Adapter
-from sliders.teacher.oracle import oracle
 from sliders.teacher.teacher import Teacher
+from sliders.teacher.training_free import oracle
 from tests.training import runs
 
 close = partial(torch.testing.assert_close, rtol=1e-4, atol=1e-5)

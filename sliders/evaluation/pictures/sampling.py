@@ -13,7 +13,7 @@ from sliders.concept import Concept
 from sliders.errors import SliderError
 from sliders.evaluation.pictures.settings import Sampling
 from sliders.runtime.dials import DialContext
-from sliders.teacher.oracle import oracle
+from sliders.teacher.training_free import oracle
 
 
 @dataclass(frozen=True)

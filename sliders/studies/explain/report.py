@@ -13,7 +13,7 @@ from sliders.algebra.change import Change, Effect
 from sliders.algebra.explain import Verdict
 from sliders.algebra.nearest import Nearest
 from sliders.report.drawing import plt
-from sliders.report.page import Report, Section
+from sliders.report.html_page import Report, Section
 from sliders.studies.explain.reader import Ranking
 
 _PLACE = re.compile(r"(down_blocks\.\d+|mid_block|up_blocks\.\d+|(?:layers|h|blocks)\.\d+)")

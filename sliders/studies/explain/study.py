@@ -12,7 +12,7 @@ from sliders.algebra.nearest import nearest
 from sliders.algebra.slider import Hinge, NamedDial, Slider
 from sliders.backbones.base import AbstractBackbone
 from sliders.errors import SliderError
-from sliders.report.page import Report
+from sliders.report.html_page import Report
 from sliders.studies.explain.reader import Ranking
 from sliders.studies.explain.reads import inputs_of, reads, texts_for
 from sliders.studies.explain.report import report

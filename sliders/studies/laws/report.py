@@ -1,12 +1,12 @@
-"""What was measured of laws, for people: sections of a sentence, a table and a picture; JSON, a terminal, one page."""
+"""Figures and tables of what was measured of laws."""
 
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
 from sliders.report.drawing import plt
+from sliders.studies.behavioural_laws import STRAIGHT, DialPath, Measured
 from sliders.studies.interference import Forecast
-from sliders.studies.measures import STRAIGHT, DialPath, Measured
 
 _BLUE, _GREY = "#30638e", "#8d96a3"
 

@@ -13,12 +13,20 @@ from sliders.algebra.slider import NamedDial, Slider
 from sliders.backbones.base import AbstractBackbone
 from sliders.evaluation.base_states import BaseStates, Behaviour
 from sliders.formats.metadata import concept_of, number_of
-from sliders.report.page import Report, Section, heatmap
+from sliders.report.html_page import Report, Section, heatmap
 from sliders.runtime.attach import attach
 from sliders.runtime.layers import layer_weights
+from sliders.studies.behavioural_laws import (
+    STRAIGHT,
+    Measured,
+    behavioural_order_gap,
+    interactions,
+    matrix,
+    oracle_gap,
+    path,
+)
 from sliders.studies.interference import advice, covariances, forecasts, remedies
 from sliders.studies.laws.report import GAP_HEADINGS, gap_rows, gaps_figure, paths_figure, scatter_figure
-from sliders.studies.measures import STRAIGHT, Measured, behavioural_order_gap, interactions, matrix, oracle_gap, path
 
 Fit = Callable[[str, int, Slider | None], Slider]
 """Trains the named slider with a seed, on the base with another one where there is one."""

@@ -2,7 +2,7 @@
 
     weights     exact, from the factors (`sliders.algebra.laws`); nothing is run
     fitting     f fitted on the base with g merged into it, and the other way round
-    behaviour   predictions at states that the base visits (`sliders.studies.measures`)
+    behaviour   predictions at states that the base visits (`sliders.studies.behavioural_laws`)
 
 The null of what is measured is the same between an edit and its twin, fitted with another seed.  Fitted edits and cells
 are kept in a folder under hashes of what they are made from, so that a study which was stopped goes on.
@@ -34,7 +34,7 @@ from sliders.files import write_text
 from sliders.runtime.attach import attach
 from sliders.runtime.baking import baked
 from sliders.runtime.layers import layer_weights
-from sliders.studies.measures import Gap, Measured, against_null, interaction, path
+from sliders.studies.behavioural_laws import Gap, Measured, against_null, interaction, path
 from sliders.studies.methods.fits import FittedEdits, hash_of
 
 VERSION = 1

@@ -30,7 +30,7 @@ from sliders.report.drawing import strip
 from sliders.runtime.adapter import Adapter
 from sliders.runtime.attach import attach
 from sliders.runtime.baking import baked
-from sliders.teacher.oracle import oracle
+from sliders.teacher.training_free import oracle
 from tests import tiny
 from tests.evaluation.conftest import random_slider
 

@@ -1,6 +1,6 @@
 """The run of one layer with the updates of all sliders on it.
 
-Nothing here changes a module: `attach` puts a `StackedUpdate` where a layer's `forward` was, and takes it away.
+Nothing here changes a module: `attach` puts a `DialedForward` where a layer's `forward` was, and takes it away.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from sliders.runtime.dials import Dials
 from sliders.runtime.layers import as_edited
 
 
-class StackedUpdate:
+class DialedForward:
     """Runs in place of one layer's `forward`, and adds the updates of all sliders on it, whatever their number.
 
     Dials that all rows share are multiplied into a weight of its own, once after they have turned, so that the layer

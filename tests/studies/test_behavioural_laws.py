@@ -10,8 +10,8 @@ from sliders.algebra.pairs import pairwise
 from sliders.algebra.slider import Hinge, Slider
 from sliders.evaluation.base_states import Behaviour
 from sliders.runtime.attach import attach
+from sliders.studies.behavioural_laws import behavioural_order_gap, interaction, interactions, matrix, path
 from sliders.studies.interference import advice, covariances, forecasts, remedies
-from sliders.studies.measures import behavioural_order_gap, interaction, interactions, matrix, path
 from tests.evaluation.toy import SCENES, Toy, crossing, on, states
 
 
