@@ -1,6 +1,7 @@
 """The Python of the README runs as it stands, on tiny models where it names what is trained or fetched."""
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,42 @@ from PIL import Image
 from sliders.algebra.edit import Translation
 from sliders.algebra.slider import Slider
 from sliders.backbones.language.model import CausalLMBackbone
+from sliders.cli.main import read
+from sliders.errors import SliderError
 from sliders.formats import diffusers, peft
+from sliders.resources.shipped import DEFAULT_CONFIG, config_file
 from tests import tiny, tiny_lm
 from tests.commands import ROOT
 from tests.factory import lowrank
 
-BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+README = (ROOT / "README.md").read_text()
+COMMANDS = [
+    shlex.split(line.replace("\\\n", " "), comments=True)[1:]
+    for line in re.findall(r"^    (sliders (?:.*\\\n)*.*)$|`(sliders [a-z-]+ [^`]*)`", README, re.MULTILINE)
+    for line in line
+    if line
+]
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_its_commands_are_understood(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """All but of Lightning's command line; what they do is tested with the commands."""
+    monkeypatch.chdir(ROOT)
+    if words[0] == "train":
+        config_file(words[words.index("--config") + 1] if "--config" in words else DEFAULT_CONFIG)
+        return
+    run, given = read(words)
+    assert run.__name__.startswith(words[0].replace("-", "_")) or words[0] == "edit"
+    assert given
+
+
+def test_a_command_of_before_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control."""
+    with pytest.raises(SliderError, match="--text is gone"):
+        read(["generate", "a day", "--text", "true"])
+    with pytest.raises(SystemExit):
+        read(["generate", "a day", "--dialect", "1"])
 
 
 def block(word: str) -> str:

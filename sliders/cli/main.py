@@ -62,24 +62,26 @@ def _check_gone(command: str | None, arguments: Sequence[str]) -> None:
         )
 
 
-def _run(arguments: list[str]) -> None:
-    """The command that the arguments name; their help imports no more than what they are."""
+def read(arguments: list[str]) -> tuple[Any, dict[str, Any]]:
+    """The function of a command and what the arguments are to it; neither it nor its help imports more than they are.
+
+    Raises:
+        SliderError: a flag is one of before.
+    """
     words = [argument for argument in arguments if not argument.startswith("-")]
     command = words[0] if words else None
     named = [command] if command in COMMANDS else list(COMMANDS)
     if command in COMMANDS:
         _check_gone(command, arguments)
-    with unwrapped(), called_here():
-        components = {name: _component(name, words[1:]) for name in named}
-        parser = auto_parser(components)
-        given = parser.parse_args(with_files(arguments))
-        hush_libraries()
-        run: Any = components
-        made: Any = parser.instantiate(given)
-        while isinstance(run, dict):
-            name = made["subcommand"]
-            run, made = run[name], made[name]
-        run(**{key: value for key, value in made.items() if key != "config"})
+    run: Any = {name: _component(name, words[1:]) for name in named}
+    parser = auto_parser(run)
+    given = parser.parse_args(with_files(arguments))
+    hush_libraries()
+    made: Any = parser.instantiate(given)
+    while isinstance(run, dict):
+        name = made["subcommand"]
+        run, made = run[name], made[name]
+    return run, {key: value for key, value in made.items() if key != "config"}
 
 
 def main() -> None:
@@ -88,8 +90,9 @@ def main() -> None:
     if sys.argv[1:2] == ["train"]:
         _component("train", ())()
         return
-    with in_one_line():
-        _run(sys.argv[1:])
+    with in_one_line(), unwrapped(), called_here():
+        run, given = read(sys.argv[1:])
+        run(**given)
 
 
 if __name__ == "__main__":
