@@ -36,7 +36,7 @@ gpu: install
 	$(BIN)/python -m pytest -m gpu -rs
 
 slow: install  # what a file trains or loads is made once, by the process that runs the file
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n auto --dist loadfile --ignore tests/test_wheel.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n auto --dist loadfile --no-loadscope-reorder --ignore tests/test_wheel.py
 
 wheel: install
 	$(BIN)/python -m pytest -m slow tests/test_wheel.py

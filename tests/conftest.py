@@ -9,6 +9,14 @@ from filelock import FileLock
 from sliders.cli import main as cli
 from tests.commands import ROOT, run
 
+LONG = ("test_smollm2.py", "test_avatars.py", "test_explain_real.py")
+"""Files that take longest, which a process begins with, so that none is left alone with one at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put them first."""
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
 
 @pytest.fixture(scope="session")
 def fitted(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Callable[[str], Path]:

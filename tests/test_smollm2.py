@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 REPORT = (
     "[{class_path: sliders.training.callbacks.FinalReport, "
-    "init_args: {judge: null, dials: [-2, -1, 0, 1, 2], scenes: 50, how: {tokens: 28}}}]"
+    "init_args: {judge: null, dials: [-2, -1, 0, 1, 2], scenes: 24, how: {tokens: 28}}}]"
 )
 
 
