@@ -1,4 +1,4 @@
-"""A training in one call, of a model that may be in memory: the command's own, and nothing is written."""
+"""A training in one call, of a model that may be in memory: the command's own."""
 
 import json
 import signal
@@ -60,7 +60,8 @@ def train(
 ) -> Slider:
     """Train a slider: the same as the command gives with the same settings, bit for bit.
 
-    The model trains where it is, and is the base again afterwards, with its weights frozen.  Nothing is written.
+    The model trains where it is, and is the base again afterwards, with its weights frozen.  Nothing is written
+    without ``out``.
 
     Args:
         model: a backbone, a pipeline of diffusers, or a language model of transformers with its tokenizer.
