@@ -21,7 +21,7 @@ from sliders.backbones.unet import UNetBackbone
 from sliders.console import hush_libraries
 from sliders.evaluation.pictures.sampling import Sampling
 from sliders.evaluation.statistics import Estimate
-from sliders.evaluation.texts.sampling import Speaking
+from sliders.evaluation.texts.sampling import TextSampling
 from sliders.files import replacing, write_text
 from sliders.report.drawing import save_figure
 from sliders.studies.interference import Forecast
@@ -63,7 +63,7 @@ def measure(
         if twins
     }
     backbone.load()
-    how = {"image": Sampling(steps=steps), "text": Speaking(tokens=tokens, batch=16)}[backbone.modality]
+    how = {"image": Sampling(steps=steps), "text": TextSampling(tokens=tokens, batch=16)}[backbone.modality]
     states = states_for(backbone, content, count, None, how)
     report = laws_study.behaviour(states, content, again)
     report.data["key"] = key

@@ -20,7 +20,7 @@ from sliders.concept import Concept
 from sliders.editors.steering import fit_steering
 from sliders.evaluation.texts.dose import TextDose, evaluate_text
 from sliders.evaluation.texts.report import text_dose_figure
-from sliders.evaluation.texts.sampling import Speaking
+from sliders.evaluation.texts.sampling import TextSampling
 from sliders.files import write_text
 from sliders.formats import peft
 from sliders.formats.metadata import concept_of
@@ -77,7 +77,7 @@ def measure_vector(
     concept: Concept,
     strengths: Sequence[float],
     prompts: int,
-    how: Speaking,
+    how: TextSampling,
 ) -> TextDose:
     """The same measurement with the steering vector, whose dial is its coefficient."""
     return evaluate_text(backbone, lambda d: baked(backbone, vector * float(d[0])), concept, strengths, prompts, how)
@@ -157,7 +157,7 @@ def main(
     for name in concepts:
         slider = peft.load(train(name, runs))
         concept = concept_of(slider)
-        how = Speaking(tokens=96 if name == "verbosity" else 40)
+        how = TextSampling(tokens=96 if name == "verbosity" else 40)
         if name in thorough:
             with attach(backbone, [slider]) as dials:
                 dose = load_or_measure(

@@ -19,7 +19,7 @@ from sliders.evaluation.settings import Settings, settled
 from sliders.files import write_text
 from sliders.media.base import medium_of
 from sliders.studies.methods import report
-from sliders.studies.methods.fits import Entry, FittedEdits
+from sliders.studies.methods.fits import ComparedEdit, FittedEdits
 from sliders.studies.methods.study import Study
 
 OF_ONE = ("idempotence", "oddness", "additivity to -2", "additivity to +2", "curvature")
@@ -28,7 +28,7 @@ OF_TWO = ("interaction", "order of application", "order of fitting")
 
 def main(
     backbone: AbstractBackbone,
-    edits: dict[str, Entry],
+    edits: dict[str, ComparedEdit],
     out: Path,
     prompts: Path,
     pairs: list[tuple[str, str]] | None = None,

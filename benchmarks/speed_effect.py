@@ -28,7 +28,7 @@ from sliders.runtime.attach import attach
 from sliders.teacher.teacher import Teacher
 from sliders.training.data import ConceptData, StepBatch
 from sliders.training.module import SliderModule
-from sliders.training.states import Lesson, Pool, Rollout, StateSource
+from sliders.training.states import AnsweredStates, Pool, Rollout, StateSource
 
 EFFECT, DRIFT = 0.6, 0.08
 NOISES = 1000
@@ -74,7 +74,7 @@ class Published(Rollout):
         super().__init__(steps=50, guidance=3.0, signed=False)
 
     @torch.no_grad()
-    def draw(self, teacher: Teacher, adapter: Adapter, batch: StepBatch) -> Lesson:
+    def draw(self, teacher: Teacher, adapter: Adapter, batch: StepBatch) -> AnsweredStates:
         backbone, rng = self.model(teacher.backbone), random.Random(batch.seeds[0])
         number = int(teacher.moved[rng.randrange(len(teacher.moved))])
         question, asked, depth = torch.tensor([number]), teacher.questions[number], rng.randrange(1, self.steps)
@@ -88,7 +88,7 @@ class Published(Rollout):
             state = next(state for k, state in enumerate(path) if k == depth)
         state["timestep"] = torch.full((1,), NOISES - 1 - depth * NOISES // self.steps)
         base, up, down = (doubled(backbone.predict, state, c, negative) for c in (target, positive, negative))
-        return Lesson(state, question, base, up - down)
+        return AnsweredStates(state, question, base, up - down)
 
 
 PUBLISHED = Procedure(Published, lr=1e-3, data={"batch_size": 1, "signs": [1], "magnitude": (1.0, 1.0)}, doubled=True)

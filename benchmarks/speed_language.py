@@ -16,8 +16,7 @@ from sliders.runtime.attach import attach
 from sliders.runtime.dials import Dials
 from sliders.teacher.teacher import Teacher
 from sliders.training.data import ConceptData, StepBatch
-from sliders.training.responses import Responses
-from sliders.training.states import Lesson, StateSource
+from sliders.training.states import AnsweredStates, Responses, StateSource
 
 
 def language(counts: Sequence[int], tokens: int, repeats: int, now: Clock, model: str = "smollm2") -> Rows:
@@ -67,10 +66,10 @@ class AskedAnew(StateSource):
     def __init__(self, states: StateSource, chunk: int = 64) -> None:
         self.states, self.chunk = states, chunk
 
-    def draw(self, teacher: Teacher, adapter: Adapter, batch: StepBatch) -> Lesson:
+    def draw(self, teacher: Teacher, adapter: Adapter, batch: StepBatch) -> AnsweredStates:
         kept = self.states.draw(teacher, adapter, batch)
         base, direction = teacher.answer(kept.state, kept.question, self.chunk)
-        return Lesson(kept.state, kept.question, base, direction, kept.weight)
+        return AnsweredStates(kept.state, kept.question, base, direction, kept.weight)
 
 
 def language_training(concept: Concept, steps: int, repeats: int, now: Clock, model: str = "smollm2") -> Rows:
@@ -90,8 +89,8 @@ def language_training(concept: Concept, steps: int, repeats: int, now: Clock, mo
 
         filling = interleaved({"fill": fill}, 1, now, warm=False)["fill"]
         assert pool._contents is not None
-        lesson = pool._contents.lesson
-        asking = {"ask": lambda: teacher.answer(lesson.state, lesson.question, pool.chunk)}
+        answered = pool._contents.answered
+        asking = {"ask": lambda: teacher.answer(answered.state, answered.question, pool.chunk)}
         answers = interleaved(asking, 1, now, warm=False)["ask"]
         sources: dict[str, StateSource] = {"cached": pool, "passes in every step": AskedAnew(pool)}
         runs = {name: training_step(backbone, s, teacher, adapter, loss, data) for name, s in sources.items()}

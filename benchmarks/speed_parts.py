@@ -74,11 +74,11 @@ def training_step(
     times, batch = len(data.signs), data.step_batch(0)
 
     def step() -> None:
-        lesson = states.draw(teacher, adapter, batch)
+        answered = states.draw(teacher, adapter, batch)
         dial = torch.cat([sign * batch.magnitudes for sign in data.signs])
         with adapter.dial(dial):
-            said = backbone.predict(repeat(lesson.state, times), teacher.targets(lesson.question.repeat(times)))
-        prediction = Prediction(said, **repeat(lesson.answers(), times), dial=dial)
+            said = backbone.predict(repeat(answered.state, times), teacher.targets(answered.question.repeat(times)))
+        prediction = Prediction(said, **repeat(answered.answers(), times), dial=dial)
         loss(prediction).mean().backward()
         progress(prediction, loss)
         optimizer.step()

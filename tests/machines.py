@@ -48,9 +48,9 @@ _LAYER = r"\.1\.mlp\.down_proj$"
 _EDITORS: dict[str, dict[str, Any]] = {
     "uce": {"replace": {"happy": "sad"}, "contexts": ["a {} person"]},
     "task_vector": {"tuned": "tuned"},
-    "ablation": {"concept": "happy.yaml", "block": 1, "saying": {"tokens": 6}},
-    "steering": {"concept": "happy.yaml", "blocks": [1], "saying": {"tokens": 6}},
-    "leace": {"concept": "happy.yaml", "layers": [_LAYER], "saying": {"tokens": 6}},
+    "ablation": {"concept": "happy.yaml", "block": 1, "responses": {"tokens": 6}},
+    "steering": {"concept": "happy.yaml", "blocks": [1], "responses": {"tokens": 6}},
+    "leace": {"concept": "happy.yaml", "layers": [_LAYER], "responses": {"tokens": 6}},
     "rome": {"facts": "facts.yaml", "subject": "a dog", "block": 1},
     "memit": {"facts": "facts.yaml", "blocks": [0, 1]},
     "function_vector": {"task": "task.yaml", "block": 1, "heads": 2, "shots": 2, "prompts": 3, "trials": 2},
@@ -142,7 +142,7 @@ class World:
         config["trainer"] |= {"max_steps": 2, "accelerator": "auto", "callbacks": self._callbacks()}
         if not self.pictures:
             config["model"]["states"] = {
-                "class_path": "sliders.training.responses.Responses", "init_args": {"sampled": 4, "tokens": 4},
+                "class_path": "sliders.training.states.Responses", "init_args": {"sampled": 4, "tokens": 4},
             }  # fmt: skip
             config["model"] |= {"loss": {"class_path": "sliders.losses.erasure.LogProbabilityLoss"}}
             config["model"] |= {"targets": ["full"]}

@@ -21,8 +21,7 @@ from sliders.losses.erasure import LogProbabilityLoss
 from sliders.runtime.adapter import Adapter
 from sliders.teacher.teacher import Teacher
 from sliders.training.data import ConceptData
-from sliders.training.responses import Responses
-from sliders.training.states import StateSource
+from sliders.training.states import Responses, StateSource
 from tests import tiny, tiny_lm
 from tests.training import runs
 
@@ -62,20 +61,20 @@ def test_a_published_step_costs_what_the_published_code_s_costs(base: Path) -> N
             batch = runs.batch(batch.seeds[:1], step=step)
             before = count.rows
             with doubled_student(backbone):
-                lesson = source.draw(teacher, adapter, batch)
+                answered = source.draw(teacher, adapter, batch)
                 with adapter.dial(torch.ones(1)):
-                    said = backbone.predict(lesson.state, teacher.targets(lesson.question))
-            depth, rest = divmod(999 - int(lesson.state["timestep"]), 20)
+                    said = backbone.predict(answered.state, teacher.targets(answered.question))
+            depth, rest = divmod(999 - int(answered.state["timestep"]), 20)
             assert rest == 0
             assert 1 <= depth < 50
             assert count.rows - before == 2 * depth + 6 + 2
             costs.add(depth)
             with torch.no_grad(), adapter.dial(torch.ones(1)):
-                plain = backbone.predict(lesson.state, teacher.targets(lesson.question))
+                plain = backbone.predict(answered.state, teacher.targets(answered.question))
             torch.testing.assert_close(said.detach(), plain, rtol=1e-4, atol=1e-5)
-            fresh, _ = teacher.answer(lesson.state, lesson.question)
-            torch.testing.assert_close(lesson.base, fresh, rtol=1e-4, atol=1e-5)
-            assert lesson.direction.any()
+            fresh, _ = teacher.answer(answered.state, answered.question)
+            torch.testing.assert_close(answered.base, fresh, rtol=1e-4, atol=1e-5)
+            assert answered.direction.any()
         count.remove()
     assert len(costs) > 1
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sliders.algebra.change import Change
 from sliders.algebra.edit import Translation
-from sliders.algebra.kinds import Fit, choose, fits, rivals
+from sliders.algebra.kinds import Hypothesis, choose, fits, rivals
 from sliders.algebra.lowrank import LowRank
 
 METHODS = {
@@ -95,7 +95,7 @@ class Part:
     ranks: tuple[int, ...]
     share: float
     evidence: str
-    fit: Fit | None = None
+    fit: Hypothesis | None = None
     also: tuple[str, ...] = ()
 
     @property
@@ -114,7 +114,7 @@ class Verdict:
     """All parts, the largest first, and every hypothesis that was tried."""
 
     parts: tuple[Part, ...]
-    tried: tuple[Fit, ...] = field(repr=False, default=())
+    tried: tuple[Hypothesis, ...] = field(repr=False, default=())
     alignment: Alignment | None = None
 
     @property
@@ -136,7 +136,9 @@ def diagnose(
     whole = sum(change.spectrum.norm**2 for change in changes)
     found: list[Part] = []
 
-    def add(kind: str, of: Sequence[Change], evidence: str, fit: Fit | None = None, also: Sequence[str] = ()) -> None:
+    def add(
+        kind: str, of: Sequence[Change], evidence: str, fit: Hypothesis | None = None, also: Sequence[str] = ()
+    ) -> None:
         if of:
             share = sum(change.spectrum.norm**2 for change in of) / whole if whole else 0.0
             names, ranks = zip(*((change.module, change.update.rank) for change in of), strict=True)
@@ -187,7 +189,7 @@ def _is_rounding(change: Change) -> bool:
     return float(change.spectrum.values[0]) <= change.spectrum.rounding
 
 
-def _sentence(fit: Fit) -> str:
+def _sentence(fit: Hypothesis) -> str:
     where = f"all {len(fit.modules)} layers share it" if len(fit.modules) > 1 else "in one layer"
     return (
         f"A {fit.kind} of rank {fit.rank} explains it to {fit.residual:.1e}, where it would leave {fit.chance:.2f} of "

@@ -27,7 +27,7 @@ _EXACT = 0.1
 
 
 @dataclass(frozen=True)
-class Fit:
+class Hypothesis:
     """One hypothesis on some layers.
 
     Args:
@@ -57,22 +57,22 @@ class Fit:
         return -self.saved * math.log(left) if self.saved > 0 and left < _EXACT else 0.0
 
 
-def fits(changes: Sequence[Change]) -> list[Fit]:
+def fits(changes: Sequence[Change]) -> list[Hypothesis]:
     """All hypotheses on each layer and on all sets of layers that may share one; bases must be known."""
-    found: list[Fit] = []
+    found: list[Hypothesis] = []
     for side in ("right", "left"):
         for together in _candidates(changes, side):
             found += _fit(together, side)
     return found
 
 
-def choose(found: Sequence[Fit]) -> list[Fit]:
+def choose(found: Sequence[Hypothesis]) -> list[Hypothesis]:
     """The fits that together save most, each layer in one of them; greedy, the largest gain first."""
-    best: dict[frozenset[str], Fit] = {}
+    best: dict[frozenset[str], Hypothesis] = {}
     for fit in sorted(found, key=lambda fit: -fit.gain):
         best.setdefault(frozenset(fit.modules), fit)
     alone = {fit.modules[0]: fit.gain for fit in best.values() if len(fit.modules) == 1}
-    chosen: list[Fit] = []
+    chosen: list[Hypothesis] = []
     taken: set[str] = set()
     for fit in sorted(best.values(), key=lambda fit: sum(alone.get(m, 0.0) for m in fit.modules) - fit.gain):
         apart = sum(alone.get(module, 0.0) for module in fit.modules) if len(fit.modules) > 1 else 0.0
@@ -82,7 +82,7 @@ def choose(found: Sequence[Fit]) -> list[Fit]:
     return chosen
 
 
-def rivals(chosen: Fit, found: Sequence[Fit]) -> list[Fit]:
+def rivals(chosen: Hypothesis, found: Sequence[Hypothesis]) -> list[Hypothesis]:
     """Other hypotheses on the same layers that hold and save as much: the weights do not tell them apart."""
     same = (fit for fit in found if set(fit.modules) == set(chosen.modules) and fit.kind != chosen.kind)
     return [fit for fit in same if fit.gain > max(chosen.gain - _SURE, 0)]
@@ -156,7 +156,7 @@ def _has_bias(change: Change) -> bool:
     return change.bias is not None or change.moves_bias
 
 
-def _fit(changes: Sequence[Change], side: Side) -> Iterator[Fit]:
+def _fit(changes: Sequence[Change], side: Side) -> Iterator[Hypothesis]:
     bias_alone = changes[0].bias_alone
     basis = _shared(changes, side)
     rank, n = basis.shape[1], changes[0].width if side == "right" else changes[0].shape[0]
@@ -167,8 +167,8 @@ def _fit(changes: Sequence[Change], side: Side) -> Iterator[Fit]:
     total = sum(float(change.update.norm()) ** 2 for change in changes) ** 0.5
     noise = max(change.spectrum.noise for change in changes)
 
-    def fit(kind: str, numbers: int, left: float, chance: float = 1.0) -> Fit:
-        return Fit(kind, modules, rank, numbers, plain - numbers, left / total, chance, noise)
+    def fit(kind: str, numbers: int, left: float, chance: float = 1.0) -> Hypothesis:
+        return Hypothesis(kind, modules, rank, numbers, plain - numbers, left / total, chance, noise)
 
     weight, update, rows = _stack(changes, side, basis)
     inverted = torch.linalg.lstsq(weight, update).solution if rows >= n else None

@@ -117,7 +117,7 @@ def hinge(left: Slider, right: Slider) -> Hinge:
 
 
 @dataclass(frozen=True)
-class Partial(Piecewise):
+class Interpolated(Piecewise):
     """A share of any edit: ``s -> (W -> W + s (f(W) - W))``, on a straight line from ``W`` to ``f(W)``.
 
     It is a one-parameter group only where ``f`` is a translation: two halves of an ablation are three quarters of it.
@@ -139,5 +139,5 @@ class Partial(Piecewise):
         return (Piece(self.edit),)
 
 
-NamedDial = Slider | Hinge | Partial
+NamedDial = Slider | Hinge | Interpolated
 """A dial that has a file: it says what it is called and which base it was made for."""

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from sliders.algebra.slider import Hinge, NamedDial, Partial
+from sliders.algebra.slider import Hinge, Interpolated, NamedDial
 from sliders.backbones.language.loading import place_of
 from sliders.errors import SliderError
 from sliders.formats import edit, peft
@@ -22,7 +22,7 @@ def save(dial: NamedDial, path: Path | str) -> None:
             slider does not say which base it is for.
     """
     place = Path(path)
-    if isinstance(dial, Partial):
+    if isinstance(dial, Interpolated):
         edit.save(dial.name, dial.edit, place, dict(dial.metadata))
         return
     sides = (dial.left, dial.right) if isinstance(dial, Hinge) else (dial,)

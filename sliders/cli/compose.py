@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from sliders.cli.merging import How, Merging
+from sliders.cli.compose_options import How, Merging
 
 
 def compose_sliders(
@@ -30,7 +30,7 @@ def compose_sliders(
         name: of the result; that of its file unless given.
         any_base: compose sliders that were made for different bases.
     """
-    from sliders.cli.composing import put_together
+    from sliders.cli.compose_files import put_together
     from sliders.formats.given import given
 
     put_together(given(slider, "slider"), out, dial, how, merging or Merging(), name, any_base)

@@ -5,7 +5,7 @@ from pathlib import Path
 from sliders.backbones.precision import Precision
 from sliders.cli.defaults import JUDGE, Backbone, listed
 from sliders.evaluation.pictures.settings import Sampling
-from sliders.evaluation.texts.settings import Speaking
+from sliders.evaluation.texts.settings import TextSampling
 from sliders.resources.paths import Source
 
 
@@ -17,7 +17,7 @@ def evaluate(
     dials: float | list[float] | None = None,
     pictures: int = 64,
     sampling: Sampling | None = None,
-    speaking: Speaking | None = None,
+    speaking: TextSampling | None = None,
     oracle: bool = False,
     eta: float | None = None,
     out: Path | None = None,

@@ -5,7 +5,7 @@ from pathlib import Path
 from sliders.backbones.precision import Precision
 from sliders.cli.defaults import Backbone, one_each, some
 from sliders.evaluation.pictures.settings import Sampling
-from sliders.evaluation.texts.settings import Speaking
+from sliders.evaluation.texts.settings import TextSampling
 from sliders.resources.paths import Source
 
 
@@ -16,7 +16,7 @@ def generate(
     seed: int | list[int] = 0,
     base: Source | None = None,
     sampling: Sampling | None = None,
-    speaking: Speaking | None = None,
+    speaking: TextSampling | None = None,
     out: Path | None = None,
     any_base: bool = False,
     backbone: Backbone | None = None,

@@ -8,7 +8,7 @@ from sliders.backbones.precision import Precision
 from sliders.cli.defaults import Backbone, listed
 from sliders.errors import SliderError
 from sliders.evaluation.pictures.settings import Sampling
-from sliders.evaluation.texts.settings import Speaking
+from sliders.evaluation.texts.settings import TextSampling
 from sliders.resources.paths import Source
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def laws(
     prompts: str | list[str] | None = None,
     scenes: int = 12,
     sampling: Sampling | None = None,
-    speaking: Speaking | None = None,
+    speaking: TextSampling | None = None,
     seeds: int = 2,
     steps: int | None = None,
     out: Path = Path("runs/laws"),

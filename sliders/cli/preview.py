@@ -6,7 +6,7 @@ from sliders.backbones.precision import Precision
 from sliders.cli.defaults import JUDGE, Backbone, listed
 from sliders.errors import SliderError
 from sliders.evaluation.pictures.settings import Sampling
-from sliders.evaluation.texts.settings import Speaking
+from sliders.evaluation.texts.settings import TextSampling
 from sliders.resources.paths import Source
 
 
@@ -17,7 +17,7 @@ def preview(
     amounts: float | list[float] | None = None,
     pictures: int = 32,
     sampling: Sampling | None = None,
-    speaking: Speaking | None = None,
+    speaking: TextSampling | None = None,
     out: Path | None = None,
     backbone: Backbone | None = None,
     device: str | None = None,

@@ -14,7 +14,7 @@ from sliders.algebra.edit import Affine
 from sliders.backbones.language.model import CausalLMBackbone
 from sliders.concept import Concept
 from sliders.editors.base import Editor
-from sliders.editors.contrast import Saying, after_blocks, answer, mean_difference, writers
+from sliders.editors.contrast import ResponseSampling, after_blocks, answer, mean_difference, writers
 from sliders.runtime.layers import weight_shape
 
 
@@ -28,18 +28,18 @@ class Ablation(Editor[CausalLMBackbone]):
     Args:
         concept: its YAML file.
         block: after which the direction is read (the first is 0).
-        saying: how the responses are made that it is read at.
+        responses: how the responses are made that it is read at.
     """
 
     of = CausalLMBackbone
 
     concept: Path
     block: int
-    saying: Saying = field(default_factory=Saying)
+    responses: ResponseSampling = field(default_factory=ResponseSampling)
 
     def fit(self, backbone: CausalLMBackbone, seed: int = 0) -> Affine:
         read = after_blocks(backbone, [self.block])
-        direction = mean_difference(backbone, answer(backbone, Concept.load(self.concept), self.saying, seed), read)
+        direction = mean_difference(backbone, answer(backbone, Concept.load(self.concept), self.responses, seed), read)
         return ablate(backbone, direction.T.cpu())
 
     def describe(self) -> str:

@@ -24,7 +24,7 @@ Read = Callable[[TensorBatch, TensorBatch], Tensor]
 
 
 @dataclass(frozen=True)
-class Saying:
+class ResponseSampling:
     """How the responses are made.
 
     Args:
@@ -41,7 +41,7 @@ class Saying:
     messages: int | None = None
 
     def __post_init__(self) -> None:
-        check_at_least_1("saying", self, "tokens", "batch", "messages")
+        check_at_least_1("responses", self, "tokens", "batch", "messages")
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Answers:
 
 
 @dataclass(frozen=True)
-class Side:
+class ContrastSide:
     """States under one instruction.
 
     Args:
@@ -75,13 +75,15 @@ class Side:
 
 
 @torch.no_grad()
-def answer(backbone: CausalLMBackbone, concept: Concept, how: Saying | None = None, seed: int = 0) -> list[Answers]:
+def answer(
+    backbone: CausalLMBackbone, concept: Concept, how: ResponseSampling | None = None, seed: int = 0
+) -> list[Answers]:
     """What the model as it is now answers to a concept's contexts, under its target.
 
     Raises:
         SliderError: it reads the concept's positives and negatives alike.
     """
-    how = how or Saying()
+    how = how or ResponseSampling()
     check_directions(backbone, concept.worded("text"))
     contexts = concept.worded("text").in_contexts()[: how.messages]
     found = []
@@ -95,13 +97,13 @@ def answer(backbone: CausalLMBackbone, concept: Concept, how: Saying | None = No
 
 
 @torch.no_grad()
-def contrast(backbone: CausalLMBackbone, answers: Sequence[Answers], read: Read) -> Iterator[Side]:
+def contrast(backbone: CausalLMBackbone, answers: Sequence[Answers], read: Read) -> Iterator[ContrastSide]:
     """The states of answers under each of their instructions."""
     for part in answers:
         for positive, side in ((True, part.positives), (False, part.negatives)):
             for prompts in side:
                 states = widened(read(part.said, backbone.encode(prompts)))
-                yield Side(positive, 1 / len(side), states.transpose(1, 2)[part.said["mask"]])
+                yield ContrastSide(positive, 1 / len(side), states.transpose(1, 2)[part.said["mask"]])
 
 
 def mean_difference(backbone: CausalLMBackbone, answers: Sequence[Answers], read: Read) -> Tensor:

@@ -19,7 +19,7 @@ from sliders.algebra.lowrank import LowRank
 from sliders.backbones.language.model import CausalLMBackbone
 from sliders.concept import Concept
 from sliders.editors.base import Editor
-from sliders.editors.contrast import Answers, Saying, answer, at_layer, contrast
+from sliders.editors.contrast import Answers, ResponseSampling, answer, at_layer, contrast
 from sliders.errors import SliderError
 from sliders.runtime.baking import baked
 from sliders.runtime.layers import weight_shape
@@ -35,7 +35,7 @@ class LEACE(Editor[CausalLMBackbone]):
         side: of the layer, input or output, where the concept is erased.
         shrinkage: of the covariance towards a multiple of the identity, by the amount that its sampling error asks for.
         svd_tol: singular values of the whitened cross-covariance up to this are taken for noise.
-        saying: how the responses are made that the states are read at.
+        responses: how the responses are made that the states are read at.
     """
 
     of = CausalLMBackbone
@@ -45,10 +45,10 @@ class LEACE(Editor[CausalLMBackbone]):
     side: Literal["input", "output"] = "output"
     shrinkage: bool = True
     svd_tol: float = 0.01
-    saying: Saying = field(default_factory=Saying)
+    responses: ResponseSampling = field(default_factory=ResponseSampling)
 
     def fit(self, backbone: CausalLMBackbone, seed: int = 0) -> Affine:
-        answers = answer(backbone, Concept.load(self.concept), self.saying, seed)
+        answers = answer(backbone, Concept.load(self.concept), self.responses, seed)
         found: dict[str, Element] = {}
         for name in backbone.select_targets(self.layers):
             with baked(backbone, Affine(found)):

@@ -11,7 +11,7 @@ from sliders.algebra.edit import Affine
 from sliders.backbones.language.model import CausalLMBackbone
 from sliders.editors.base import Editor
 from sliders.editors.contrast import writer
-from sliders.editors.search import Search
+from sliders.editors.search import ValueSearch
 from sliders.errors import SliderError
 from sliders.language.covariance import Covariance
 from sliders.language.facts import read_rewrites
@@ -38,7 +38,7 @@ class MEMIT(Editor[CausalLMBackbone]):
     blocks: list[int]
     subjects: list[str] | None = None
     weight: float = 1.0
-    search: Search = field(default_factory=lambda: Search(limit=0.75))
+    search: ValueSearch = field(default_factory=lambda: ValueSearch(limit=0.75))
     covariance: Covariance = field(default_factory=Covariance)
 
     def fit(self, backbone: CausalLMBackbone, seed: int = 0) -> Affine:

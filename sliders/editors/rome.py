@@ -8,7 +8,7 @@ from sliders.algebra.edit import Affine
 from sliders.backbones.language.model import CausalLMBackbone
 from sliders.editors.base import Editor
 from sliders.editors.contrast import writer
-from sliders.editors.search import Search
+from sliders.editors.search import ValueSearch
 from sliders.language.covariance import Covariance
 from sliders.language.facts import Rewrite, read_rewrites
 from sliders.language.recall import keys, outputs, written
@@ -31,7 +31,7 @@ class ROME(Editor[CausalLMBackbone]):
     facts: Path
     subject: str
     block: int
-    search: Search = field(default_factory=Search)
+    search: ValueSearch = field(default_factory=ValueSearch)
     covariance: Covariance = field(default_factory=Covariance)
 
     @property

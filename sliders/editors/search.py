@@ -48,7 +48,7 @@ class Prefixes:
         return ["", *(" ".join(words).rstrip(".,;:") + ". " for words in parts)]
 
 
-class Retold:
+class PrefixCachedPrompts:
     """Prompts and an answer, read up to the subject's last token once and from there on at every try.
 
     What comes before that token does not see what a layer answers there, so that a try costs a few tokens a prompt.
@@ -97,7 +97,7 @@ class Retold:
 
 
 @dataclass(frozen=True)
-class Search:
+class ValueSearch:
     """How the value is found that makes the model say the new answer (2202.05262, eq. 4).
 
     Args:
@@ -138,7 +138,7 @@ class Search:
         """
         before = self.prefixes.draw(seed)
         asked = Asked.about(backbone, fact.subject, [*(b + fact.prompt for b in before), before[-1] + ESSENCE])
-        told = Retold(backbone, asked, f" {fact.new}")
+        told = PrefixCachedPrompts(backbone, asked, f" {fact.new}")
         like = backbone.get_submodule(layer).get_parameter("weight")
         delta = widened(like[:1]).new_zeros(weight_shape(backbone, layer)[0]).requires_grad_()
 

@@ -13,7 +13,7 @@ from sliders.algebra.edit import Affine
 from sliders.backbones.language.model import CausalLMBackbone
 from sliders.concept import Concept
 from sliders.editors.base import Editor
-from sliders.editors.contrast import Saying, after_blocks, answer, mean_difference, writer
+from sliders.editors.contrast import ResponseSampling, after_blocks, answer, mean_difference, writer
 from sliders.runtime.layers import weight_shape
 
 
@@ -24,24 +24,28 @@ class SteeringVector(Editor[CausalLMBackbone]):
     Args:
         concept: its YAML file.
         blocks: where the vector is added, each block's own (the first is 0).
-        saying: how the responses are made that the states are read at.
+        responses: how the responses are made that the states are read at.
     """
 
     of = CausalLMBackbone
 
     concept: Path
     blocks: list[int]
-    saying: Saying = field(default_factory=Saying)
+    responses: ResponseSampling = field(default_factory=ResponseSampling)
 
     def fit(self, backbone: CausalLMBackbone, seed: int = 0) -> Affine:
-        return fit_steering(backbone, Concept.load(self.concept), self.blocks, self.saying, seed)
+        return fit_steering(backbone, Concept.load(self.concept), self.blocks, self.responses, seed)
 
     def describe(self) -> str:
         return f"the vector of {self.concept.stem} added after blocks {', '.join(map(str, self.blocks))}"
 
 
 def fit_steering(
-    backbone: CausalLMBackbone, concept: Concept, blocks: Sequence[int], how: Saying | None = None, seed: int = 0
+    backbone: CausalLMBackbone,
+    concept: Concept,
+    blocks: Sequence[int],
+    how: ResponseSampling | None = None,
+    seed: int = 0,
 ) -> Affine:
     """The steering vector of a concept, added after each of these blocks (the first is 0).
 

@@ -12,7 +12,7 @@ from sliders.backbones.language.model import CausalLMBackbone
 from sliders.batch import TensorBatch, join, take
 from sliders.concept import BETWEEN, Concept
 from sliders.evaluation.pictures.sampling import Sampling, Scene, visited
-from sliders.evaluation.texts.sampling import Speaking
+from sliders.evaluation.texts.sampling import TextSampling
 from sliders.losses.erasure import AbstractLoss, ErasureLoss, HiddenStateLoss, LogProbabilityLoss, Prediction
 from sliders.runtime.dials import Dials
 from sliders.teacher.teacher import Teacher
@@ -123,10 +123,10 @@ def picture_states(backbone: DiffusionBackbone, wanted: Sequence[Scene], how: Sa
 
 @torch.no_grad()
 def text_states(
-    backbone: CausalLMBackbone, target: str, messages: Sequence[str], how: Speaking | None = None
+    backbone: CausalLMBackbone, target: str, messages: Sequence[str], how: TextSampling | None = None
 ) -> BaseStates:
     """The base's own responses to these messages under one target; a token counts by its base probability."""
-    how = how or Speaking()
+    how = how or TextSampling()
     prompts = [target + BETWEEN + message for message in messages]
     rows = torch.arange(len(prompts))
     conditioning = backbone.encode(prompts)

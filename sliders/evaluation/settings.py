@@ -18,7 +18,7 @@ def settled(given: Mapping[str, object], of: type[How]) -> How:
 
     Args:
         given: some of them; the others are as the class has them.
-        of: the class, such as `Sampling` or `Speaking`.
+        of: the class, such as `Sampling` or `TextSampling`.
 
     Raises:
         SliderError: the class has no such setting, or a value is none of it.

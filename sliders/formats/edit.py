@@ -14,7 +14,7 @@ from torch import Tensor
 from sliders.algebra.edit import Affine, Factored, Translation
 from sliders.algebra.element import Element
 from sliders.algebra.lowrank import LowRank
-from sliders.algebra.slider import Partial, Slider
+from sliders.algebra.slider import Interpolated, Slider
 from sliders.errors import SliderError
 from sliders.formats import tensors
 
@@ -68,7 +68,7 @@ def modality(file: Path) -> str:
     return tensors.metadata_of(file).get("sliders.modality", "image")
 
 
-def load(file: Path) -> Slider | Partial:
+def load(file: Path) -> Slider | Interpolated:
     """Read an edit as a dial: at 1 it is the edit, at 0 nothing.
 
     Raises:
@@ -108,7 +108,7 @@ def load(file: Path) -> Slider | Partial:
             raise SliderError(f"{file}: {module!r}: {error}") from None
     name = metadata.get("sliders.name", file.stem)
     if any(e.left.rank or e.right.rank or e.has_bias for e in elements.values()):
-        return Partial(name, Affine(elements), metadata)
+        return Interpolated(name, Affine(elements), metadata)
     updates = {module: LowRank(e.shift.B, e.shift.A, e.shape) for module, e in elements.items()}
     return Slider(name, Translation(updates), metadata)
 

@@ -16,7 +16,7 @@ from sliders.errors import SliderError
 from sliders.evaluation.base_states import BaseStates, text_states
 from sliders.evaluation.texts.dose import evaluate_text, heldout_messages, log_odds
 from sliders.evaluation.texts.report import write_text_report
-from sliders.evaluation.texts.sampling import Speaking, say_with_oracle
+from sliders.evaluation.texts.sampling import TextSampling, say_with_oracle
 from sliders.evaluation.texts.scores import distinct, read, repetition
 from sliders.evaluation.texts.watching import TextWatch
 from sliders.evaluation.watching import Plan
@@ -28,7 +28,7 @@ from sliders.resources.paths import Source
 from sliders.runtime.attach import attach
 
 
-def stream(backbone: CausalLMBackbone, prompt: str, seed: int, how: Speaking) -> None:
+def stream(backbone: CausalLMBackbone, prompt: str, seed: int, how: TextSampling) -> None:
     """Print a response while it is made."""
     conditioning = backbone.encode([prompt if BETWEEN in prompt else BETWEEN + prompt])
     said: list[int] = []
@@ -43,14 +43,14 @@ def stream(backbone: CausalLMBackbone, prompt: str, seed: int, how: Speaking) ->
     sys.stdout.write("\n\n")
 
 
-class Texts(Medium[CausalLMBackbone, Speaking]):
+class Texts(Medium[CausalLMBackbone, TextSampling]):
     """What language models answer."""
 
     flags = ("speaking",)
     amounts = (0.5, 1, 2, 3)
-    how = Speaking
-    probing = Plan((-1.0, 0.0, 1.0), 12, Speaking(tokens=24))
-    reporting = Plan((-2.0, -1.0, 0.0, 1.0, 2.0), 64, Speaking())
+    how = TextSampling
+    probing = Plan((-1.0, 0.0, 1.0), 12, TextSampling(tokens=24))
+    reporting = Plan((-2.0, -1.0, 0.0, 1.0, 2.0), 64, TextSampling())
 
     def place(self, out: Path | None) -> None:
         """Nothing is written."""
@@ -61,12 +61,12 @@ class Texts(Medium[CausalLMBackbone, Speaking]):
         concept: Concept,
         amounts: Sequence[float],
         count: int,
-        how: Speaking | None,
+        how: TextSampling | None,
         out: Path,
         judge: Source | Path | None = None,
     ) -> None:
         messages = heldout_messages(concept, count)
-        states = say_with_oracle(backbone, concept, messages, amounts, how or Speaking())
+        states = say_with_oracle(backbone, concept, messages, amounts, how or TextSampling())
         texts = [backbone.text(state) for state in states]
         score = concept.measure.attribute if concept.measure else ""
         table = Table("dial x eta", score or "-", "log-odds", "distinct-2", "repetition", title=concept.name)
@@ -90,10 +90,10 @@ class Texts(Medium[CausalLMBackbone, Speaking]):
         seeds: Sequence[int],
         dials: Sequence[NamedDial],
         positions: Mapping[str, float],
-        how: Speaking | None,
+        how: TextSampling | None,
         out: Path | None,
     ) -> None:
-        how = how or Speaking(tokens=96)
+        how = how or TextSampling(tokens=96)
         for prompt in prompts:
             for seed in seeds:
                 say(f"> {prompt}" + (f"  (seed {seed})" if len(seeds) > 1 else ""))
@@ -113,13 +113,13 @@ class Texts(Medium[CausalLMBackbone, Speaking]):
         concept: Concept | None,
         positions: Sequence[float],
         count: int,
-        how: Speaking | None,
+        how: TextSampling | None,
         out: Path,
         judge: Source | Path | None = None,
         oracle: bool = False,
         eta: float | None = None,
     ) -> None:
-        what, how = (concept or concept_of(dial)).worded("text"), how or Speaking()
+        what, how = (concept or concept_of(dial)).worded("text"), how or TextSampling()
         with attach(backbone, [dial]) as attached:
             dose = evaluate_text(backbone, lambda d: attached.turned({dial.name: d}), what, positions, count, how)
         write_text_report(dose, out)
@@ -131,16 +131,16 @@ class Texts(Medium[CausalLMBackbone, Speaking]):
         prompts: Sequence[str],
         count: int,
         target: str = "",
-        how: Speaking | None = None,
+        how: TextSampling | None = None,
         seed: int | None = None,
     ) -> BaseStates:
-        how = how or Speaking()
+        how = how or TextSampling()
         if len(prompts) < count:
             raise SliderError(f"there are {len(prompts)} messages for {count} scenes; lower --scenes or give --prompts")
         how = how if seed is None else replace(how, first_seed=seed)
         return text_states(backbone, target, prompts[:count], how)
 
-    def watch(self, concept: Concept, plan: Plan[Speaking], judge: Source | Path | None = None) -> TextWatch:
+    def watch(self, concept: Concept, plan: Plan[TextSampling], judge: Source | Path | None = None) -> TextWatch:
         if judge is not None:
             raise SliderError(f"{judge} reads pictures, and text is read by the concept's score; set judge to null")
         return TextWatch(concept, plan)

@@ -30,13 +30,13 @@ def build(session: Session, prompt: str = PROMPT) -> gr.Blocks:
         )
         with gr.Tabs():
             with gr.Tab("Images", id="images"):
-                easel, pictures = images.build(session, prompt, page)
+                controls, pictures = images.build(session, prompt, page)
             with gr.Tab("Text", id="text"):
                 language = text.build(session)
             with gr.Tab("Algebra", id="algebra") as algebra_tab:
-                algebra.build(session, algebra_tab, easel, {"images": pictures, "texts": language})
+                algebra.build(session, algebra_tab, controls, {"images": pictures, "texts": language})
             with gr.Tab("Compare", id="compare") as compare_tab:
-                compare.build(session, compare_tab, easel, pictures)
+                compare.build(session, compare_tab, controls, pictures)
     return page
 
 
@@ -83,7 +83,7 @@ def launch(
         raise SliderError("--auth must be USER:PASSWORD, both not empty")
     if queue < 1:
         raise SliderError(f"--queue is {queue}; it must be at least 1")
-    os.environ["GRADIO_TEMP_DIR"] = str(session.shelf.folder)
+    os.environ["GRADIO_TEMP_DIR"] = str(session.outputs.folder)
     page = build(session)
     page.queue(max_size=queue, default_concurrency_limit=4)
     try:

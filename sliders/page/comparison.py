@@ -9,11 +9,11 @@ from torch import Tensor
 
 from sliders.algebra.edit import Affine
 from sliders.algebra.element import Element
-from sliders.algebra.slider import Partial
+from sliders.algebra.slider import Interpolated
 from sliders.backbones.diffusion import DiffusionBackbone
 from sliders.evaluation.pictures.sampling import Sampling, Scene
 from sliders.page.edits import added
-from sliders.page.library import Entry
+from sliders.page.library import ShownDial
 from sliders.page.painting import Progress, Row, paint
 from sliders.report.drawing import plt
 from sliders.report.html_page import Section
@@ -81,7 +81,7 @@ class Comparison:
 
 
 def compare(
-    backbone: DiffusionBackbone, entry: Entry, scene: Scene, position: float, how: Sampling, report: Progress
+    backbone: DiffusionBackbone, entry: ShownDial, scene: Scene, position: float, how: Sampling, report: Progress
 ) -> Comparison:
     """Paint all of it; rows of one batch differ in which parts are on, and when."""
     low, high = entry.span
@@ -89,7 +89,7 @@ def compare(
     parts: dict[str, dict[str, Element]] = {}
     for module, shift in added(backbone, entry.dial, position).items():
         parts.setdefault(_part_of(module), {})[module] = shift
-    pieces = [Partial(name, Affine(shifts)) for name, shifts in parts.items()]
+    pieces = [Interpolated(name, Affine(shifts)) for name, shifts in parts.items()]
     everything = dict.fromkeys(parts, 1.0)
     cuts = [round(k * how.steps / WINDOWS) for k in range(WINDOWS + 1)]
     windows = [range(a, b) for a, b in itertools.pairwise(cuts) if b > a]

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from sliders.algebra.compose import combine
-from sliders.algebra.slider import Hinge, NamedDial, Partial, Slider
+from sliders.algebra.slider import Hinge, Interpolated, NamedDial, Slider
 from sliders.backbones.language.model import CausalLMBackbone
 from sliders.errors import SliderError
 from sliders.formats import diffusers, edit, hinge, peft
@@ -37,7 +37,7 @@ def composed(model: nn.Module, dials: Sequence[NamedDial], positions: Mapping[st
 
 def _as_sum(model: nn.Module, dial: NamedDial) -> Slider | Hinge:
     """What stacks: a slider or a hinge, or what an edit adds to this model's weights."""
-    if not isinstance(dial, Partial):
+    if not isinstance(dial, Interpolated):
         return dial
     shifts = added(model, dial)
     if layers := moved_biases(shifts):
@@ -64,7 +64,7 @@ def write(dial: NamedDial, place: Path, language: CausalLMBackbone | None) -> Pa
             peft.save(slider, where, language.base_model, language.transposed)
 
     file = place.with_name(f"{place.name}.safetensors")
-    if isinstance(dial, Partial):
+    if isinstance(dial, Interpolated):
         edit.save(dial.name, dial.edit, file, dict(dial.metadata))
         return file
     if isinstance(dial, Slider) and language is None:

@@ -8,7 +8,7 @@ from sliders.algebra.edit import Affine, Factored, Translation
 from sliders.algebra.element import Element
 from sliders.algebra.laws import commutes, order_gap
 from sliders.algebra.lowrank import LowRank
-from sliders.algebra.slider import NamedDial, Partial
+from sliders.algebra.slider import Interpolated, NamedDial
 from sliders.runtime.layers import displacements, layer_weights
 
 
@@ -18,7 +18,7 @@ def added(model: nn.Module, dial: NamedDial, position: float = 1.0) -> Affine:
     Raises:
         SliderError: an edit does not fit the model.
     """
-    if not isinstance(dial, Partial):
+    if not isinstance(dial, Interpolated):
         return Affine(dial.at(position).elements())
     parts = displacements(model, dial.name, dial.edit)
     return Affine(

@@ -12,7 +12,7 @@ import torch
 
 from sliders import formats
 from sliders.algebra.edit import Affine, Translation
-from sliders.algebra.slider import Hinge, NamedDial, Partial, Slider
+from sliders.algebra.slider import Hinge, Interpolated, NamedDial, Slider
 from sliders.concept import Concept
 from sliders.console import say
 from sliders.errors import SliderError
@@ -28,7 +28,7 @@ _WIDEST = 4.0
 
 
 @dataclass(frozen=True)
-class Entry:
+class ShownDial:
     """A slider, a hinge or an edit as the page shows it.
 
     Args:
@@ -48,7 +48,7 @@ class Entry:
     modality: str
 
     @property
-    def sides(self) -> tuple[Slider | Partial, ...]:
+    def sides(self) -> tuple[Slider | Interpolated, ...]:
         """The slider or edit, or both sliders of a hinge."""
         return (self.dial.left, self.dial.right) if isinstance(self.dial, Hinge) else (self.dial,)
 
@@ -58,22 +58,24 @@ class Entry:
         return (-reach, reach) if low < 0 < high else self.span
 
 
-def describe(key: str, dial: NamedDial, modality: str = "image") -> Entry:
+def describe(key: str, dial: NamedDial, modality: str = "image") -> ShownDial:
     """An entry of that key, from what the dial's own file says of it; ``modality`` is its models'."""
     if isinstance(dial, Hinge):
         left, right = (describe(side.name, side, modality) for side in (dial.left, dial.right))
         span = (min(left.span[0], 0.0), max(right.span[1], 0.0))
         measured = f"below 0 it is {left.key}, above 0 {right.key}"
         made = Hinge(key, _wide(dial.left), _wide(dial.right))
-        return Entry(key, made, (left.ends[0], right.ends[1]), span, measured, modality)
+        return ShownDial(key, made, (left.ends[0], right.ends[1]), span, measured, modality)
     found = _effect(dial.metadata)
-    if isinstance(dial, Partial):
+    if isinstance(dial, Interpolated):
         edit = Affine({module: element.to(torch.float32) for module, element in dial.edit.items()})
         said = clean_text(dial.metadata.get("modelspec.description", ""), 60)
         span, measured = found or ((0.0, 1.0), said)
-        return Entry(key, Partial(key, edit, dial.metadata), ("the model", "the edit"), span, measured, modality)
+        return ShownDial(
+            key, Interpolated(key, edit, dial.metadata), ("the model", "the edit"), span, measured, modality
+        )
     span, measured = found or ((-2.0, 2.0), "")
-    return Entry(key, replace(_wide(dial), name=key), _ends(dial, modality), span, measured, modality)
+    return ShownDial(key, replace(_wide(dial), name=key), _ends(dial, modality), span, measured, modality)
 
 
 def _wide(slider: Slider) -> Slider:
@@ -136,7 +138,7 @@ class Library:
     def __init__(self, opening: Iterable[NamedDial], modality: str = "image", kept: int = UPLOADS_KEPT) -> None:
         self.modality = modality
         self._opening = {dial.name: describe(dial.name, dial, modality) for dial in opening}
-        self._others: OrderedDict[str, Entry] = OrderedDict()
+        self._others: OrderedDict[str, ShownDial] = OrderedDict()
         self._kept, self._lock = kept, threading.Lock()
 
     @property
@@ -144,7 +146,7 @@ class Library:
         """The keys that every user begins with."""
         return list(self._opening)
 
-    def __getitem__(self, key: str) -> Entry:
+    def __getitem__(self, key: str) -> ShownDial:
         """An entry.
 
         Raises:
@@ -159,13 +161,13 @@ class Library:
             raise SliderError(f"there is no slider {clean_text(key)!r} (any more); those of this page are {known}")
         return self._opening[key]
 
-    def entries(self, keys: Iterable[str]) -> list[Entry]:
+    def entries(self, keys: Iterable[str]) -> list[ShownDial]:
         """The entries of these keys, without those that have gone."""
         with self._lock:
             known = self._opening | self._others
         return [known[key] for key in keys if key in known]
 
-    def add(self, dial: NamedDial, content: bytes = b"") -> Entry:
+    def add(self, dial: NamedDial, content: bytes = b"") -> ShownDial:
         """Keep a dial under its name, with a mark of its content where that tells others of the name apart."""
         key = clean_name(dial.name, 90) + (f"-{hashlib.sha256(content).hexdigest()[:6]}" if content else "")
         entry = describe(key, dial, self.modality)

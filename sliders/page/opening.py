@@ -10,7 +10,7 @@ from sliders.errors import SliderError
 from sliders.formats.given import given
 from sliders.formats.metadata import check_base, differs
 from sliders.page.library import Library, find, load_opening
-from sliders.page.safety import MEGABYTE, Shelf
+from sliders.page.safety import MEGABYTE, OutputFolder
 from sliders.page.session import Session
 from sliders.runtime.attach import check_names
 
@@ -57,4 +57,4 @@ def open_session(
             check_base(dial, backbone)
     most_bytes = round(megabytes * MEGABYTE)
     libraries = Library(images, backbone.modality), Library(texts, language.modality)
-    return Session(backbone, language, *libraries, Shelf(folder), judge, most_bytes)
+    return Session(backbone, language, *libraries, OutputFolder(folder), judge, most_bytes)

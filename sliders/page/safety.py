@@ -60,7 +60,7 @@ def short(text: str, name: str, most: int) -> str:
     return text
 
 
-class Shelf:
+class OutputFolder:
     """The folder of everything that this run writes; each file lies in a folder of its own that nobody can guess.
 
     Args:

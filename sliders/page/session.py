@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sliders.algebra.slider import Hinge, NamedDial, Partial, Slider
+from sliders.algebra.slider import Hinge, Interpolated, NamedDial, Slider
 from sliders.backbones.base import AbstractBackbone
 from sliders.backbones.diffusion import DiffusionBackbone
 from sliders.backbones.language.model import CausalLMBackbone
@@ -29,10 +29,10 @@ from sliders.formats.metadata import concept_of
 from sliders.media.base import medium_of
 from sliders.page import downloads, pictures, studies, uploads
 from sliders.page.comparison import Comparison, compare
-from sliders.page.library import Entry, Library
+from sliders.page.library import Library, ShownDial
 from sliders.page.painting import Positions, Progress, paint, quiet
 from sliders.page.requests import FARTHEST, MOST_CHOSEN, Axis, Canvas, Drawn, Speech
-from sliders.page.safety import MEGABYTE, Shelf, check_upload, clean_text, whole, within
+from sliders.page.safety import MEGABYTE, OutputFolder, check_upload, clean_text, whole, within
 from sliders.page.turns import Superseded, Turn, Turns
 from sliders.runtime.attach import attach
 
@@ -40,7 +40,7 @@ _BASES_KEPT = 64
 
 
 @dataclass(frozen=True, eq=False)
-class Desk:
+class ServedModel:
     """One of the page's models with its dials.
 
     Args:
@@ -64,7 +64,7 @@ class Session:
         backbone: the model of pictures, loaded.
         language: the language model, which is loaded when it is first asked.
         images, texts: sliders and edits that every user begins with.
-        shelf: where files for users are written.
+        outputs: where files for users are written.
         judge: file or name of the attribute judge, for dose and response; None for none.
         most_bytes: of an uploaded file.
     """
@@ -73,7 +73,7 @@ class Session:
     language: CausalLMBackbone
     images: Library
     texts: Library
-    shelf: Shelf
+    outputs: OutputFolder
     judge: Path | str | None = None
     most_bytes: int = 32 * MEGABYTE
     painting: Turns = field(default_factory=Turns)
@@ -82,8 +82,8 @@ class Session:
     def __post_init__(self) -> None:
         self._bases: OrderedDict[Canvas, Tensor] = OrderedDict()
         self._loading, self._plotting = threading.Lock(), threading.Lock()
-        self._pictures = Desk(self.images, self.painting, _components(self.backbone), lambda: self.backbone)
-        self._words = Desk(self.texts, self.speaking, _components(self.language), self.load_language)
+        self._pictures = ServedModel(self.images, self.painting, _components(self.backbone), lambda: self.backbone)
+        self._words = ServedModel(self.texts, self.speaking, _components(self.language), self.load_language)
 
     # Pictures
 
@@ -212,31 +212,33 @@ class Session:
 
     # Sliders
 
-    def _desk(self, key: str) -> Desk:
+    def _served(self, key: str) -> ServedModel:
         """Where an entry of this key is, or would be asked for."""
-        return next((desk for desk in (self._words, self._pictures) if desk.library.entries([key])), self._pictures)
+        return next(
+            (served for served in (self._words, self._pictures) if served.library.entries([key])), self._pictures
+        )
 
-    def _desk_for(self, dial: NamedDial) -> Desk:
+    def _served_for(self, dial: NamedDial) -> ServedModel:
         """Where a dial on these layers belongs."""
         on = {module.partition(".")[0] for piece in dial.pieces() for module in piece.edit.modules}
         return self._words if on & self._words.components else self._pictures
 
-    def make_hinge(self, left: str, right: str) -> Entry:
+    def make_hinge(self, left: str, right: str) -> ShownDial:
         """A dial that is one slider below 0 and another above."""
-        library = self._desk(left).library
+        library = self._served(left).library
         if left == right:
             raise SliderError(f"both sides are {left}; choose another one for one of them")
         one, two = (self._side(library[key]) for key in (left, right))
         return library.add(Hinge(f"{left}|{right}", one, two))
 
-    def _side(self, entry: Entry) -> Slider:
+    def _side(self, entry: ShownDial) -> Slider:
         """What can be a side of a hinge."""
         if isinstance(entry.dial, Slider):
             return entry.dial
         what = "a hinge already" if isinstance(entry.dial, Hinge) else "an edit, which a hinge's file does not hold"
         raise SliderError(f"a hinge is made of two sliders, and {entry.key} is {what}")
 
-    def upload(self, file: Path) -> Entry:
+    def upload(self, file: Path) -> ShownDial:
         """Take in the file of a slider or an edit.
 
         Raises:
@@ -244,16 +246,16 @@ class Session:
         """
         check_upload(file, self.most_bytes)
         dial = uploads.read(file)
-        desk = self._desk_for(dial)
-        model = desk.model()
-        with desk.turns.lock:
+        served = self._served_for(dial)
+        model = served.model()
+        with served.turns.lock:
             uploads.check(dial, model)
-        return desk.library.add(dial, file.read_bytes())
+        return served.library.add(dial, file.read_bytes())
 
     def download(self, key: str) -> Path:
         """A slider's or an edit's file; of a hinge and of a language model's slider a zip of its folder."""
-        desk = self._desk(key)
-        return self._file(desk.library[key].dial, key, desk)
+        served = self._served(key)
+        return self._file(served.library[key].dial, key, served)
 
     def composition(self, positions: Positions) -> Path:
         """All dials as they stand, as one slider's file whose weight 1 is what is seen with start step 0.
@@ -261,40 +263,40 @@ class Session:
         Raises:
             SliderError: all stand at 0, they are of two models, or an edit among them changes biases.
         """
-        desks = set(map(self._desk, positions)) or {self._pictures}
-        if len(desks) > 1:
+        models = set(map(self._served, positions)) or {self._pictures}
+        if len(models) > 1:
             raise SliderError("sliders of pictures and of language do not compose; they change different models")
-        desk = desks.pop()
-        turned, dials = self._dials(desk.library, positions)
+        served = models.pop()
+        turned, dials = self._dials(served.library, positions)
         if not turned:
             raise SliderError("all dials stand at 0, so that there is nothing to download; turn one")
-        model = desk.model()
-        with desk.turns.lock:  # where nothing is baked into the weights
+        model = served.model()
+        with served.turns.lock:  # where nothing is baked into the weights
             made = downloads.composed(model, dials, turned)
-        return self._file(made, made.name, desk)
+        return self._file(made, made.name, served)
 
-    def _file(self, dial: NamedDial, name: str, desk: Desk) -> Path:
-        return downloads.write(dial, self.shelf.place(name), self.load_language() if desk is self._words else None)
+    def _file(self, dial: NamedDial, name: str, served: ServedModel) -> Path:
+        return downloads.write(dial, self.outputs.place(name), self.load_language() if served is self._words else None)
 
     # Algebra
 
     def relations(self, keys: Sequence[str]) -> str:
         """What sliders share, from their factors alone, and edits, from what they do to the weights, as HTML."""
         entries = self._chosen(keys)
-        desk = self._desk(entries[0].key)
-        if not any(isinstance(entry.dial, Partial) for entry in entries):
+        served = self._served(entries[0].key)
+        if not any(isinstance(entry.dial, Interpolated) for entry in entries):
             with self._plotting:
                 return pictures.cards(studies.from_factors(self.backbone, entries))
-        model = desk.model()
-        with desk.turns.lock, self._plotting:  # where nothing is baked into the weights
+        model = served.model()
+        with served.turns.lock, self._plotting:  # where nothing is baked into the weights
             return pictures.cards(studies.from_factors(model, entries))
 
     def measure(self, user: str, canvas: Canvas, keys: Sequence[str], count: int, report: Progress = quiet) -> str:
         """What sliders do together and alone, measured at states of ``count`` scenes of the canvas, as HTML."""
         entries, count = self._chosen(keys), whole(count, "the number of scenes", 1, 8)
-        desk = self._desk(entries[0].key)
-        model, painted = desk.model(), desk is self._pictures
-        with desk.turns.take(user) as turn, turn.alone(), self._plotting:
+        served = self._served(entries[0].key)
+        model, painted = served.model(), served is self._pictures
+        with served.turns.take(user) as turn, turn.alone(), self._plotting:
             told, how = _checked(turn, report), canvas.sampling() if painted else None
             states = medium_of(model).states(model, [canvas.prompt] * count, count, "", how, canvas.seed)
             sections = studies.measured(states, entries, told)
@@ -320,13 +322,13 @@ class Session:
         Raises:
             Superseded: the user has asked for something else meanwhile.
         """
-        desk = self._desk(key)
-        entry, model = desk.library[key], desk.model()
-        known = [other for other in desk.library.entries(desk.library.opening) if other.key != key]
-        with desk.turns.take(user) as turn, turn.alone(), self._plotting:  # it is baked in for a while
+        served = self._served(key)
+        entry, model = served.library[key], served.model()
+        known = [other for other in served.library.entries(served.library.opening) if other.key != key]
+        with served.turns.take(user) as turn, turn.alone(), self._plotting:  # it is baked in for a while
             return pictures.cards(studies.explain(model, entry, known, _checked(turn, report)))
 
-    def _chosen(self, keys: Sequence[str]) -> list[Entry]:
+    def _chosen(self, keys: Sequence[str]) -> list[ShownDial]:
         """Entries of one model.
 
         Raises:
@@ -334,7 +336,7 @@ class Session:
         """
         if not 1 <= len(keys) <= MOST_CHOSEN:
             raise SliderError(f"{len(keys)} sliders are chosen; choose 1 to {MOST_CHOSEN}")
-        entries = [self._desk(key).library[key] for key in dict.fromkeys(keys)]
+        entries = [self._served(key).library[key] for key in dict.fromkeys(keys)]
         if len({entry.modality for entry in entries}) > 1:
             raise SliderError("sliders of pictures and of language change different models; choose those of one")
         return entries

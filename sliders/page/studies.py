@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sliders.algebra.pairs import pairwise
-from sliders.algebra.slider import Partial, Slider
+from sliders.algebra.slider import Interpolated, Slider
 from sliders.backbones.base import AbstractBackbone
 from sliders.backbones.diffusion import DiffusionBackbone
 from sliders.concept import Concept, Measure
@@ -20,13 +20,13 @@ from sliders.evaluation.pictures.report import dose_response_figure, heldout_pro
 from sliders.evaluation.pictures.sampling import Sampling, Scene, scenes
 from sliders.formats.metadata import concept_of
 from sliders.page.edits import added, gap_of_orders, translation
-from sliders.page.library import Entry
+from sliders.page.library import ShownDial
 from sliders.page.painting import Progress, Row, paint
 from sliders.report.drawing import dial_label
 from sliders.report.html_page import Section, heatmap
 from sliders.runtime.attach import attach
 from sliders.runtime.layers import layer_weights
-from sliders.studies.behavioural_laws import REACH, STEP, STRAIGHT, Measured, interactions, matrix, path
+from sliders.studies.behavioural_laws import REACH, STEP, STRAIGHT, MeasuredLaw, interactions, matrix, path
 from sliders.studies.explain.reads import refusal
 from sliders.studies.explain.study import Effort, changes_of, study
 from sliders.studies.laws.report import paths_figure
@@ -35,7 +35,7 @@ _EFFORT = Effort(words=40, prompts=48, spectra=24)
 """About what a person waits for."""
 
 
-def from_factors(model: nn.Module, entries: Sequence[Entry]) -> list[Section]:
+def from_factors(model: nn.Module, entries: Sequence[ShownDial]) -> list[Section]:
     """Overlap, predicted interference and order gap: exact, without running the model.
 
     Args:
@@ -49,7 +49,7 @@ def from_factors(model: nn.Module, entries: Sequence[Entry]) -> list[Section]:
     gaps = torch.zeros(len(names), len(names), dtype=torch.float64)
     for (i, a), (j, b) in itertools.combinations(enumerate(entries), 2):
         gaps[i, j] = gaps[j, i] = gap_of_orders(model, a.dial.at(1.0), b.dial.at(1.0))
-    edits = any(isinstance(entry.dial, Partial) for entry in entries)
+    edits = any(isinstance(entry.dial, Interpolated) for entry in entries)
     return [
         Section(
             "Overlap",
@@ -73,7 +73,7 @@ def from_factors(model: nn.Module, entries: Sequence[Entry]) -> list[Section]:
     ]
 
 
-def measured(states: BaseStates, entries: Sequence[Entry], report: Progress) -> list[Section]:
+def measured(states: BaseStates, entries: Sequence[ShownDial], report: Progress) -> list[Section]:
     """What dials do together and alone, at states that the base visits; a slow part is told to ``report``."""
     names = [entry.key for entry in entries]
     half = round(REACH / STEP)
@@ -114,13 +114,13 @@ def measured(states: BaseStates, entries: Sequence[Entry], report: Progress) -> 
     return sections
 
 
-def _two(laws: Sequence[Measured]) -> list[Measured]:
+def _two(laws: Sequence[MeasuredLaw]) -> list[MeasuredLaw]:
     """Oddness, and additivity on the positive side."""
     return [next(law for law in laws if law.law.startswith(start)) for start in ("oddness", "additivity to +")]
 
 
 def order_in_time(
-    backbone: DiffusionBackbone, entries: Sequence[Entry], wanted: Sequence[Scene], how: Sampling, report: Progress
+    backbone: DiffusionBackbone, entries: Sequence[ShownDial], wanted: Sequence[Scene], how: Sampling, report: Progress
 ) -> Section:
     """Whether it matters which dial is on in the first half of sampling and which in the second."""
     names = [entry.key for entry in entries]
@@ -144,7 +144,7 @@ def order_in_time(
 
 def dose(
     backbone: DiffusionBackbone,
-    entry: Entry,
+    entry: ShownDial,
     judge: AttributeJudge,
     spare: Sequence[Scene],
     how: Sampling,
@@ -177,7 +177,7 @@ def dose(
     )
 
 
-def _judged(entry: Entry) -> Concept | None:
+def _judged(entry: ShownDial) -> Concept | None:
     """Its concept, if it has one that says what a judge should look at."""
     known = entry.sides[-1]
     concept = concept_of(known) if "sliders.concept" in known.metadata else None
@@ -201,7 +201,9 @@ def _weights(model: nn.Module, name: str) -> tuple[Tensor, Tensor | None]:
     return weight.cpu(), None if bias is None else bias.cpu()
 
 
-def explain(backbone: AbstractBackbone, entry: Entry, known: Sequence[Entry], report: Progress) -> list[Section]:
+def explain(
+    backbone: AbstractBackbone, entry: ShownDial, known: Sequence[ShownDial], report: Progress
+) -> list[Section]:
     """What an update is, where it lies, what it is most like, and what it reads and writes, as `sliders explain` says.
 
     Args:

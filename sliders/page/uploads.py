@@ -10,7 +10,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from sliders import formats
-from sliders.algebra.slider import Hinge, Partial, Slider
+from sliders.algebra.slider import Hinge, Interpolated, Slider
 from sliders.backbones.base import AbstractBackbone
 from sliders.concept import Concept
 from sliders.errors import SliderError
@@ -26,7 +26,7 @@ _BELIEVED = (
 _LANGUAGE = "base_model.model."
 
 
-def read(file: Path) -> Slider | Partial:
+def read(file: Path) -> Slider | Interpolated:
     """The slider or the edit in an uploaded file.
 
     Raises:
@@ -82,7 +82,7 @@ def _believed(metadata: Mapping[str, str]) -> dict[str, str]:
     return kept
 
 
-def check(dial: Slider | Partial, backbone: AbstractBackbone) -> None:
+def check(dial: Slider | Interpolated, backbone: AbstractBackbone) -> None:
     """Refuse a slider or an edit that was made for another model, or whose layers this one does not have.
 
     Raises:

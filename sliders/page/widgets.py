@@ -11,7 +11,7 @@ import gradio as gr
 from gradio.blocks import Block
 
 from sliders.errors import SliderError
-from sliders.page.library import Entry
+from sliders.page.library import ShownDial
 from sliders.page.painting import Progress as Told
 from sliders.page.requests import MOST_CHOSEN
 from sliders.page.turns import Superseded
@@ -72,7 +72,7 @@ def user_of(request: gr.Request) -> str:
 
 
 @dataclass(frozen=True)
-class Board:
+class DialControls:
     """Dials for the sliders of one model, as many as can be; those without a slider are hidden.
 
     Args:
@@ -84,7 +84,7 @@ class Board:
     dials: list[gr.Slider]
 
     @classmethod
-    def build(cls, entries: Sequence[Entry]) -> "Board":
+    def build(cls, entries: Sequence[ShownDial]) -> "DialControls":
         """Put dials on the page."""
         shown = entries[:MOST_CHOSEN]
         keys = gr.State([entry.key for entry in shown])
@@ -104,7 +104,7 @@ class Board:
         """Where the dials stand."""
         return {key: values[dial] for key, dial in zip(values[self.keys], self.dials, strict=False)}
 
-    def with_one_more(self, values: Values, entry: Entry) -> tuple[list[str], dict[Block, Any]]:
+    def with_one_more(self, values: Values, entry: ShownDial) -> tuple[list[str], dict[Block, Any]]:
         """The keys and the page's changes when a slider is added; there is room for so many and no more."""
         keys: list[str] = values[self.keys]
         if entry.key in keys:
@@ -116,7 +116,7 @@ class Board:
         return keys, {self.keys: keys, dial: gr.update(**_looks(entry), value=0, visible=True)}
 
 
-def _looks(entry: Entry | None) -> dict[str, Any]:
+def _looks(entry: ShownDial | None) -> dict[str, Any]:
     """A dial's name, the words at its ends, its range, and where it is filled from."""
     if entry is None:
         return {"minimum": -2.0, "maximum": 2.0, "label": "", "info": "", "elem_classes": ["dial"]}

@@ -36,7 +36,7 @@ STRAIGHT = 0.2
 
 
 @dataclass(frozen=True)
-class Gap:
+class SceneResiduals:
     """Squared sizes of each scene, float64 ``[scenes]``: of what a law leaves over, and of what it is relative to."""
 
     left: Tensor
@@ -52,7 +52,7 @@ class Gap:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredLaw:
     """By how much a law fails.
 
     Args:
@@ -76,42 +76,42 @@ class Measured:
         return asdict(self)
 
 
-def against_null(law: str, of: Sequence[str], gap: Gap, null: Gap | None = None) -> Measured:
+def against_null(law: str, of: Sequence[str], gap: SceneResiduals, null: SceneResiduals | None = None) -> MeasuredLaw:
     """A gap with its interval over scenes, and against its null where there is one."""
     scenes = len(gap.left)
     estimate = bootstrap(gap.over, scenes)
     if null is None:
-        return Measured(law, tuple(of), estimate)
-    return Measured(law, tuple(of), estimate, bootstrap(null.over, scenes), sign_flip(gap.each() - null.each()))
+        return MeasuredLaw(law, tuple(of), estimate)
+    return MeasuredLaw(law, tuple(of), estimate, bootstrap(null.over, scenes), sign_flip(gap.each() - null.each()))
 
 
 Twins = Mapping[str, str]
 """For a slider's name that of its twin, attached beside it."""
 
 
-def twin_gap(told: Behaviour, positions: Mapping[str, float], twins: Twins, whole: Tensor) -> Gap | None:
+def twin_gap(told: Behaviour, positions: Mapping[str, float], twins: Twins, whole: Tensor) -> SceneResiduals | None:
     """How far dials at these positions are from their twins there; None if one of them has no twin."""
     if any(name not in twins for name in positions):
         return None
     other = {twins[name]: position for name, position in positions.items()}
-    return Gap(told.states.squared(told.change(positions) - told.change(other)), whole)
+    return SceneResiduals(told.states.squared(told.change(positions) - told.change(other)), whole)
 
 
-def interaction(told: Behaviour, a: str, b: str, twins: Twins, position: float = 1.0) -> Measured:
+def interaction(told: Behaviour, a: str, b: str, twins: Twins, position: float = 1.0) -> MeasuredLaw:
     """How far two dials together are from the sum of what each does alone."""
     both, one, two = ({a: position, b: position}, {a: position}, {b: position})
     squared = told.states.squared
     whole = (squared(told.change(one)) * squared(told.change(two))).sqrt()
-    gap = Gap(squared(told.change(both) - told.change(one) - told.change(two)), whole)
+    gap = SceneResiduals(squared(told.change(both) - told.change(one) - told.change(two)), whole)
     return against_null("interaction", (a, b), gap, twin_gap(told, both, twins, whole))
 
 
-def interactions(told: Behaviour, names: Sequence[str], twins: Twins, position: float = 1.0) -> list[Measured]:
+def interactions(told: Behaviour, names: Sequence[str], twins: Twins, position: float = 1.0) -> list[MeasuredLaw]:
     """Of all pairs."""
     return [interaction(told, a, b, twins, position) for a, b in itertools.combinations(names, 2)]
 
 
-def matrix(measured: Sequence[Measured], names: Sequence[str]) -> Tensor:
+def matrix(measured: Sequence[MeasuredLaw], names: Sequence[str]) -> Tensor:
     """Gaps of pairs as a symmetric table ``[n, n]``, 0 on the diagonal."""
     table = torch.zeros(len(names), len(names), dtype=torch.float64)
     for one in measured:
@@ -140,7 +140,7 @@ class DialPath:
     bend: list[float]
     turn: list[float]
     straight: tuple[float, float]
-    laws: list[Measured]
+    laws: list[MeasuredLaw]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
@@ -156,18 +156,18 @@ def path(told: Behaviour, name: str, twins: Twins, step: float = STEP, reach: fl
     slope = (at[step] - at[-step]) / (2 * step)
     unit, speed = squared(at[1.0]), squared(slope)
     size = [float((squared(at[s]).sum() / unit.sum().clamp_min(1e-300)).sqrt()) for s in dials]
-    lines = {s: Gap(squared(at[s] - s * slope), s**2 * speed) for s in dials if s}
+    lines = {s: SceneResiduals(squared(at[s] - s * slope), s**2 * speed) for s in dials if s}
     everything = torch.arange(told.states.scenes)[None]
     bend = [float(lines[s].over(everything)[0]) if s else 0.0 for s in dials]
-    turns = [Gap(squared(at[s + step] - 2 * at[s] + at[s - step]) / step**4, speed) for s in dials[1:-1]]
+    turns = [SceneResiduals(squared(at[s + step] - 2 * at[s] + at[s - step]) / step**4, speed) for s in dials[1:-1]]
     turn = [float(one.over(everything)[0]) for one in turns]
     worst = turns[turn.index(max(turn))]
-    odd = Gap(squared(at[1.0] + at[-1.0]), unit)
-    additive = [
-        against_null(f"additivity to {2 * s:+g}", (name,), Gap(squared(at[2 * s] - 2 * at[s]), 4 * squared(at[s])),
-              twin_gap(told, {name: 2 * s}, twins, 4 * squared(at[s])))
-        for s in (-1.0, 1.0)
-    ]  # fmt: skip
+    odd = SceneResiduals(squared(at[1.0] + at[-1.0]), unit)
+    additive = []
+    for s in (-1.0, 1.0):
+        unequal, twice = SceneResiduals(squared(at[2 * s] - 2 * at[s]), 4 * squared(at[s])), {name: 2 * s}
+        null = twin_gap(told, twice, twins, 4 * squared(at[s]))
+        additive.append(against_null(f"additivity to {2 * s:+g}", (name,), unequal, null))
     laws = [against_null("oddness", (name,), odd, twin_gap(told, {name: 1.0}, twins, unit)), *additive]
     laws.append(against_null("curvature", (name,), worst))
     low, high = (_reach(bend, half, sign) * step for sign in (-1, 1))
@@ -184,7 +184,7 @@ def _reach(bend: Sequence[float], middle: int, sign: int) -> int:
 
 def oracle_gap(
     told: Behaviour, amounts: Sequence[tuple[str, Concept, float]], twins: Twins, positions: Mapping[str, float]
-) -> Measured:
+) -> MeasuredLaw:
     """How far dials together are from the formula with all their directions added.
 
     Args:
@@ -195,13 +195,13 @@ def oracle_gap(
     """
     wanted = told.states.oracle([(concept, amount) for _, concept, amount in amounts])
     whole = told.states.squared(wanted)
-    gap = Gap(told.states.squared(told.change(positions) - wanted), whole)
+    gap = SceneResiduals(told.states.squared(told.change(positions) - wanted), whole)
     return against_null("oracle gap", [name for name, *_ in amounts], gap, twin_gap(told, positions, twins, whole))
 
 
 def behavioural_order_gap(
     states: BaseStates, a: str, b: str, first_a: Sequence[Sequence[Slider]], first_b: Sequence[Sequence[Slider]]
-) -> Measured:
+) -> MeasuredLaw:
     """How far apart the two orders of fitting are, against how far apart two seeds of one order are.
 
     With two seeds or more of both orders the runs' labels are permuted as well.  With few seeds that p cannot be small:
@@ -226,8 +226,8 @@ def behavioural_order_gap(
         squared = states.squared(changes[i] - changes[j])
         apart[bool(group[i] != group[j])].append(squared)
         distances[i, j] = distances[j, i] = squared.sum().sqrt()
-    gap = Gap(torch.stack(apart[True]).mean(0), whole)
-    null = Gap(torch.stack(apart[False]).mean(0), whole) if apart[False] else None
+    gap = SceneResiduals(torch.stack(apart[True]).mean(0), whole)
+    null = SceneResiduals(torch.stack(apart[False]).mean(0), whole) if apart[False] else None
     found = against_null("order gap", (a, b), gap, null)
     if min(len(first_a), len(first_b)) < 2:
         return found

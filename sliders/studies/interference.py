@@ -16,7 +16,7 @@ from sliders.algebra.slider import Slider
 from sliders.evaluation.base_states import BaseStates, Behaviour
 from sliders.evaluation.statistics import Estimate, mantel, spearman, upper
 from sliders.runtime.attach import attach
-from sliders.studies.behavioural_laws import Measured, interaction
+from sliders.studies.behavioural_laws import MeasuredLaw, interaction
 
 _WIDEST = 2048
 """Layers that read more inputs have the diagonal of their covariance alone."""
@@ -108,7 +108,7 @@ class Remedy:
     """
 
     what: str
-    interaction: Measured
+    interaction: MeasuredLaw
     kept: float
 
     def to_dict(self) -> dict[str, Any]:
@@ -116,7 +116,7 @@ class Remedy:
         return asdict(self)
 
 
-def remedies(states: BaseStates, a: Slider, b: Slider) -> tuple[Measured, list[Remedy]]:
+def remedies(states: BaseStates, a: Slider, b: Slider) -> tuple[MeasuredLaw, list[Remedy]]:
     """The interaction of two sliders, and what becomes of it when ``b`` is cleared of what it shares with ``a``."""
     ways: dict[str, Literal["inner", "columns", "rows"]] = {
         f"{b.name} writes nothing that {a.name} writes": "columns",
@@ -138,7 +138,7 @@ def remedies(states: BaseStates, a: Slider, b: Slider) -> tuple[Measured, list[R
     return before, found
 
 
-def advice(before: Measured, found: Sequence[Remedy]) -> str:
+def advice(before: MeasuredLaw, found: Sequence[Remedy]) -> str:
     """What the measurements of `remedies` suggest, in words."""
     good = [one for one in found if one.kept >= _KEPT and one.interaction.gap.value < before.gap.value]
     start = f"{' and '.join(before.of)} interact by {before.gap.value:.2g}"

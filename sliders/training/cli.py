@@ -1,6 +1,5 @@
 """The command line of a training run."""
 
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,12 +20,13 @@ from sliders.resources.paths import called_here
 from sliders.resources.shipped import DEFAULT_CONFIG, shipped, with_files
 from sliders.training import renamed, stopping
 from sliders.training.callbacks import SliderWriter, callbacks_of
-from sliders.training.checkpoints import CheckpointFiles, RunCheckpoint, read_newest
+from sliders.training.checkpoints import CheckpointFiles, RunCheckpoint
 from sliders.training.checks import check_made, refused_in_a_line
 from sliders.training.data import ConceptData
 from sliders.training.folder import RunFolder, take_new, take_up
 from sliders.training.module import SliderModule
-from sliders.training.settings import check_same, resolved, settings
+from sliders.training.resume import check_same_run, how_to_go_on, read_checkpoint, started_by
+from sliders.training.settings import resolved, settings
 
 BASE_CONFIG = shipped("configs/base.yaml")
 _DESCRIPTION = """Train a slider.
@@ -156,7 +156,9 @@ class SliderCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         if self.config.ckpt_path is not None:
-            self._checkpoint = self._read(Path(self.config.ckpt_path))
+            if self.config.overwrite:
+                raise SliderError("--overwrite begins anew and --ckpt_path goes on; leave out one of them")
+            self._checkpoint = read_checkpoint(Path(self.config.ckpt_path), self.config.trainer.max_steps)
         if self._given is None and getattr(rank_zero_only, "rank", 0) == 0:
             self._folder = self._take()
             self._place(self._folder.path)
@@ -196,26 +198,6 @@ class SliderCLI(LightningCLI):
                 self._folder.undo()
             self._folder.release()
 
-    def _read(self, checkpoint: Path) -> tuple[Path, dict[str, Any]]:
-        """The checkpoint to go on from.
-
-        Raises:
-            SliderError: it cannot be read, or more steps were made than this run is to have.
-        """
-        if self.config.overwrite:
-            raise SliderError("--overwrite begins anew and --ckpt_path goes on; leave out one of them")
-        try:
-            place, content = read_newest(checkpoint)
-        except SliderError as error:
-            raise SliderError(f"--ckpt_path {error}") from error
-        steps = self.config.trainer.max_steps
-        if content["global_step"] > steps:
-            raise SliderError(
-                f"trainer.max_steps is {steps}, but {place} has {content['global_step']} steps behind it; give at "
-                "least as many, or train anew without --ckpt_path"
-            )
-        return place, content
-
     def _take(self) -> RunFolder:
         """The folder of this run, for us alone."""
         wanted = Path(self.config.trainer.default_root_dir)
@@ -239,7 +221,8 @@ class SliderCLI(LightningCLI):
                 self._fit()
         except stopping.Stopped:
             if self._given is None:
-                say(self._go_on())
+                written = next(c for c in callbacks_of(self.trainer) if isinstance(c, RunCheckpoint)).best_model_path
+                say(how_to_go_on(written, self._command))
             raise
         finally:
             stopping.end_steps()
@@ -253,42 +236,12 @@ class SliderCLI(LightningCLI):
         checkpoint = None
         if self._checkpoint is not None:
             checkpoint, content = self._checkpoint
-            if (began := content.get("settings")) is None:
-                say(f"{checkpoint} does not say what its run was set to, so that it cannot be compared")
-            else:
-                check_same(renamed.renamed(began), now, checkpoint)
+            check_same_run(checkpoint, content, now)
         self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=checkpoint, weights_only=True)
-
-    def _go_on(self) -> str:
-        """The line that says how a stopped run goes on."""
-        checkpoint = next(c for c in callbacks_of(self.trainer) if isinstance(c, RunCheckpoint)).best_model_path
-        if not checkpoint:
-            return "stopped  before the first checkpoint was written; begin again"
-        if self._command is None:
-            return f"stopped  go on from {checkpoint}"
-        return f"stopped  go on with: {shlex.join([*_without(self._command), '--ckpt_path', checkpoint])}"
-
-
-def _started_by() -> list[str]:
-    """The words that started this process, as one would type them."""
-    program, *arguments = sys.argv
-    return ["python", program, *arguments] if program.endswith(".py") else [Path(program).name, *arguments]
-
-
-def _without(command: Sequence[str]) -> list[str]:
-    """A command without what says how its run begins."""
-    kept: list[str] = []
-    words = iter(command)
-    for word in words:
-        if word == "--ckpt_path":
-            next(words, None)
-        elif not word.startswith(("--ckpt_path=", "--overwrite")):
-            kept.append(word)
-    return kept
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Train; the arguments are those of the process unless given."""
     hush_libraries()
     with in_one_line():
-        SliderCLI(arguments, command=_started_by()).fit()
+        SliderCLI(arguments, command=started_by()).fit()

@@ -9,7 +9,7 @@ from sliders.backbones.base import of_class
 from sliders.backbones.language.model import CausalLMBackbone
 from sliders.console import say
 from sliders.evaluation.texts.knowledge import Facts, evaluate_erasure, write_erasure_report
-from sliders.evaluation.texts.sampling import Speaking
+from sliders.evaluation.texts.sampling import TextSampling
 from sliders.runtime.adapter import Adapter
 from sliders.training.callbacks import AbstractReport, run_folder, write_slider
 from sliders.training.module import SliderModule
@@ -24,8 +24,8 @@ class ErasureReport(AbstractReport):
             tokens.
     """
 
-    def __init__(self, bodies: Sequence[Path], speaking: Speaking | None = None) -> None:
-        self.bodies, self.speaking = [Facts.load(Path(file)) for file in bodies], speaking or Speaking()
+    def __init__(self, bodies: Sequence[Path], speaking: TextSampling | None = None) -> None:
+        self.bodies, self.speaking = [Facts.load(Path(file)) for file in bodies], speaking or TextSampling()
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         assert isinstance(pl_module, SliderModule)

@@ -77,7 +77,7 @@ class SliderModule(L.LightningModule):
         self.measured: dict[str, str] = {}
         self.strict_loading = False
         self._dial = torch.zeros(0)  # of the step's rows
-        self._checked = False  # whether the first lesson teaches anything
+        self._checked = False  # whether the first answers teach anything
         self.settings: dict[str, Any] | None = None  # what the run was set to, for a checkpoint to say
         self._began, self._seconds = 0.0, 0.0  # of the training, pictures of probes included
         self._before = {"seconds": 0.0, "teacher_evaluations": 0}  # spent by earlier processes of a resumed run
@@ -138,16 +138,16 @@ class SliderModule(L.LightningModule):
     def training_step(self, batch: StepBatch, batch_idx: int) -> Tensor:
         assert self.adapter is not None
         assert self.teacher is not None
-        lesson = self.states.draw(self.teacher, self.adapter, batch)
+        answered = self.states.draw(self.teacher, self.adapter, batch)
         signs = self.concept_data.signs
         times = len(signs)
         dial = torch.cat([sign * batch.magnitudes for sign in signs]).to(self.device)
         self._dial = dial
         with self.adapter.dial(dial):
             student = self.backbone.predict(
-                repeat(lesson.state, times), self.teacher.targets(lesson.question.repeat(times))
+                repeat(answered.state, times), self.teacher.targets(answered.question.repeat(times))
             )
-        prediction = Prediction(widened(student), **repeat(lesson.answers(), times), dial=dial)
+        prediction = Prediction(widened(student), **repeat(answered.answers(), times), dial=dial)
         if not self._checked:
             self._check(prediction)
         loss = self.preservation(self.loss(prediction), batch.preserved.repeat(times).to(dial.device))
@@ -162,7 +162,7 @@ class SliderModule(L.LightningModule):
         return loss
 
     def _check(self, prediction: Prediction) -> None:
-        """Of the first lesson: there is something to learn.
+        """Of the first answers: there is something to learn.
 
         Raises:
             SliderError: there is not.

@@ -41,6 +41,7 @@ RENAMED: Mapping[str, Renamed] = {
     "sliders.backbones.causal_lm.CausalLMBackbone": Renamed("sliders.backbones.language.model.CausalLMBackbone"),
     f"{_CALLBACKS}.Probe": Renamed(f"{_CALLBACKS}.Probe", _OF_PICTURES),
     f"{_CALLBACKS}.FinalReport": Renamed(f"{_CALLBACKS}.FinalReport", _OF_PICTURES),
+    "sliders.training.responses.Responses": Renamed("sliders.training.states.Responses"),
     "sliders.training.text_callbacks.TextProbe": Renamed(f"{_CALLBACKS}.Probe", _OF_TEXTS, _TEXT_PROBE),
     "sliders.training.text_callbacks.TextReport": Renamed(f"{_CALLBACKS}.FinalReport", _OF_TEXTS, _TEXT_REPORT),
     "sliders.training.text_callbacks.ErasureReport": Renamed("sliders.training.erasure.ErasureReport"),

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from sliders.algebra.compose import Composition, combine, compose, compress, inner, orthogonalise
 from sliders.algebra.edit import Affine, Translation
 from sliders.algebra.pairs import pairwise
-from sliders.algebra.slider import Partial, Slider, hinge
+from sliders.algebra.slider import Interpolated, Slider, hinge
 from sliders.errors import SliderError
 from tests.algebra.cases import in_gauge
 from tests.factory import lowrank
@@ -60,8 +60,8 @@ def test_combining_is_the_sum_at_the_dials(seed: int, s: float, t: float) -> Non
 def test_combining_takes_hinges_and_refuses_what_is_no_translation() -> None:
     a, b = slider("a", 1), slider("b", 2)
     assert_close(flat(combine([(hinge(a, b), -0.5), (b, 1.0)])), flat(b.update) - 0.5 * flat(a.update))
-    with pytest.raises(SliderError, match="Partial gives an edit that is no translation"):
-        combine([(Partial("p", Affine(a.update.elements())), 1.0)])
+    with pytest.raises(SliderError, match="Interpolated gives an edit that is no translation"):
+        combine([(Interpolated("p", Affine(a.update.elements())), 1.0)])
 
 
 def test_combining_refuses_unlike_weights_by_name() -> None:

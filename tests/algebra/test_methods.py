@@ -14,7 +14,7 @@ from sliders.algebra.edit import Affine, Identity, Translation
 from sliders.algebra.element import Element
 from sliders.algebra.laws import commutes, is_group, is_idempotent, is_invertible
 from sliders.algebra.lowrank import LowRank
-from sliders.algebra.slider import Partial
+from sliders.algebra.slider import Interpolated
 from tests.algebra.cases import (
     covariance,
     factored,
@@ -248,7 +248,7 @@ def test_steering_is_a_translation_of_the_bias(seed: int) -> None:
     f, slider = one(steer_output(v, SHAPE)), Translation({"fc": update})
     assert commutes(f, one(steer_output(w, SHAPE)))
     assert commutes(f, slider)
-    assert is_group(Partial("steer", f))
+    assert is_group(Interpolated("steer", f))
     assert not commutes(f, one(erase_output(onto(v[:, None]), None, SHAPE)))  # control: ablating what it adds
     across = w - v * (v @ w) / (v @ v)
     assert commutes(f, one(erase_output(onto(across[:, None]), None, SHAPE)))
@@ -259,7 +259,7 @@ def test_steering_is_a_translation_of_the_bias(seed: int) -> None:
 def test_steering_the_input_is_a_group_that_sees_what_sliders_read(seed: int) -> None:
     v, update = normal(IN, seed=seed), lowrank(SHAPE, 2, seed)
     f = one(steer_input(v, SHAPE))
-    assert is_group(Partial("steer", f))
+    assert is_group(Interpolated("steer", f))
     assert commutes(f, one(steer_input(normal(IN, seed=seed + 1), SHAPE)))
     assert not commutes(f, Translation({"fc": update}))  # control
     blind = update @ (EYE - torch.outer(v, v) / (v @ v))

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from sliders.algebra.closed_forms import erase_output, onto
 from sliders.algebra.edit import Affine, Edit, Translation
 from sliders.algebra.laws import is_additive, is_group
-from sliders.algebra.slider import Dial, Partial, Slider, hinge
+from sliders.algebra.slider import Dial, Interpolated, Slider, hinge
 from tests.factory import lowrank, normal
 
 laws = settings(deadline=None, max_examples=25, derandomize=True)
@@ -105,7 +105,7 @@ def test_a_hinge_breaks_the_group_across_0_alone_and_says_so() -> None:
 
 def test_a_part_of_an_ablation_is_additive_but_no_group() -> None:
     """What it adds to the weights is on a line; doing one half twice is three quarters of it."""
-    dial = Partial("ablate", ABLATION)
+    dial = Interpolated("ablate", ABLATION)
     assert_close(turned(dial, 0.0), WEIGHT)
     assert_close(turned(dial, 1.0), ABLATION.apply("fc", WEIGHT))
     assert_close(turned(dial, 0.5, 0.5), turned(dial, 0.75))
@@ -113,7 +113,7 @@ def test_a_part_of_an_ablation_is_additive_but_no_group() -> None:
     law = is_group(dial)
     assert not law
     assert "is not what" in law.reason
-    assert is_group(Partial("steer", Affine(SLIDER.update.elements())))  # control: a translation's parts are one
+    assert is_group(Interpolated("steer", Affine(SLIDER.update.elements())))  # control: a translation's parts are one
 
 
 def test_a_dial_that_does_nothing_is_a_group() -> None:

@@ -15,11 +15,11 @@ from sliders.backbones.unet import UNetBackbone
 from sliders.cli import main as cli
 from sliders.concept import BETWEEN, Concept
 from sliders.editors.ablation import Ablation
-from sliders.editors.contrast import Saying, answer
+from sliders.editors.contrast import ResponseSampling, answer
 from sliders.editors.uce import UCE
 from sliders.errors import SliderError, SliderWarning
 from sliders.evaluation.pictures.sampling import Sampling, Scene, sample, sample_oracle
-from sliders.evaluation.texts.sampling import Speaking, say_with_oracle
+from sliders.evaluation.texts.sampling import TextSampling, say_with_oracle
 from tests import tiny
 from tests.commands import World, run, world
 from tests.tiny_lm import CHAT, NO_SYSTEM, language_model
@@ -125,10 +125,10 @@ class TestDirections:
 
         model.tokenizer.backend_tokenizer.normalizer = Replace(" \n", "\n")
         with pytest.raises(SliderError, match="'be glad "):
-            say_with_oracle(model, alike, ["tell me"], [1.0], Speaking(tokens=2))
+            say_with_oracle(model, alike, ["tell me"], [1.0], TextSampling(tokens=2))
         with pytest.raises(SliderError, match="'be glad "):
-            answer(model, alike, Saying(tokens=2))
-        assert answer(model, concept, Saying(tokens=2))
+            answer(model, alike, ResponseSampling(tokens=2))
+        assert answer(model, concept, ResponseSampling(tokens=2))
 
     def test_uce_names_what_is_read_alike(self, here: World) -> None:
         model = UNetBackbone(str(here.model))
@@ -143,7 +143,7 @@ class TestDirections:
         file = tmp_path / "happy.yaml"
         file.write_text(yaml.safe_dump({"name": "happy", "modality": "text", "target": "", "positives": ["be sad"],
                                         "negatives": ["be gay"], "contexts": ["tell me"]}))  # fmt: skip
-        editor = Ablation(file, 0, Saying(tokens=3))
+        editor = Ablation(file, 0, ResponseSampling(tokens=3))
         assert editor.fit(model).modules
         for name in ("o_proj",):
             getattr(model.lm.model.layers[0].self_attn, name).weight.data.zero_()

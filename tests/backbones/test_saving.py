@@ -11,7 +11,7 @@ import sliders
 from sliders.algebra.edit import Affine, Translation
 from sliders.algebra.element import Element
 from sliders.algebra.lowrank import LowRank
-from sliders.algebra.slider import NamedDial, Partial, Slider
+from sliders.algebra.slider import Interpolated, NamedDial, Slider
 from sliders.backbones.language.model import CausalLMBackbone
 from sliders.runtime.attach import attach
 from tests import tiny, tiny_lm
@@ -27,11 +27,11 @@ def slider(name: str, module: str, shape: tuple[int, int] = (24, 16)) -> Slider:
     return Slider(name, Translation({module: update}), {"sliders.base_model": "somewhere"})
 
 
-def edit() -> Partial:
+def edit() -> Interpolated:
     """That does more than add to a weight."""
     left = LowRank(normal(24, 1, seed=1).float(), normal(1, 24, seed=2).float(), (24, 24))
     zero = [LowRank.zero((16, 16)), LowRank.zero((24, 16))]
-    return Partial("turned", Affine({PICTURE: Element((24, 16), left, *zero)}))
+    return Interpolated("turned", Affine({PICTURE: Element((24, 16), left, *zero)}))
 
 
 DIALS: dict[str, tuple[NamedDial, str]] = {

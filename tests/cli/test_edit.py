@@ -9,7 +9,7 @@ import yaml
 from torch import Tensor
 
 from sliders import formats
-from sliders.algebra.slider import Partial, Slider
+from sliders.algebra.slider import Interpolated, Slider
 from sliders.backbones.language.model import CausalLMBackbone
 from sliders.backbones.unet import UNetBackbone
 from sliders.cli import edit as cli_edit
@@ -62,7 +62,7 @@ def test_the_file_is_the_edit_and_says_how_it_was_made(here: World, uce: Path) -
     model = UNetBackbone(str(here.model))
     model.load()
     dial = formats.load_dial(uce)
-    assert isinstance(dial, Partial)
+    assert isinstance(dial, Interpolated)
     assert dial.name == "uce"
     assert dial.metadata["sliders.method"] == "sliders.editors.uce.UCE"
     assert json.loads(dial.metadata["sliders.configuration"])["regularisation"] == 0.01
@@ -127,7 +127,7 @@ def test_an_edit_of_a_language_model_is_streamed(tmp_path: Path) -> None:
     }  # fmt: skip
     (tmp_path / "mood.yaml").write_text(yaml.safe_dump(concept))
     out = tmp_path / "s.safetensors"
-    fitted = ["--editor.concept", tmp_path / "mood.yaml", "--editor.blocks", "[1]", "--editor.saying.tokens", 4]
+    fitted = ["--editor.concept", tmp_path / "mood.yaml", "--editor.blocks", "[1]", "--editor.responses.tokens", 4]
     ended = run(cli.main, "edit", "steering", *fitted, "--base", folder, "--out", out, "--seed", 3)
     assert ended.code == 0, ended.err
     assert formats.load_dial(out).metadata["sliders.seed"] == "3"
@@ -156,11 +156,11 @@ def test_a_file_that_no_edit_has_is_refused_before_anything_is_fitted(tmp_path: 
 @pytest.mark.parametrize(
     ("method", "flag", "value"),
     [
-        ("steering", "saying.batch", 0),
-        ("steering", "saying.messages", 0),
-        ("leace", "saying.batch", 0),
-        ("leace", "saying.messages", 0),
-        ("ablation", "saying.tokens", 0),
+        ("steering", "responses.batch", 0),
+        ("steering", "responses.messages", 0),
+        ("leace", "responses.batch", 0),
+        ("leace", "responses.messages", 0),
+        ("ablation", "responses.tokens", 0),
         ("uce", "regularisation", 0),
     ],
 )

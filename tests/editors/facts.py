@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from sliders.backbones.language.model import CausalLMBackbone
-from sliders.editors.search import Prefixes, Search
+from sliders.editors.search import Prefixes, ValueSearch
 from sliders.language.covariance import Covariance
 from tests import tiny, tiny_lm
 
@@ -42,9 +42,9 @@ def facts(folder: Path) -> Path:
     return file
 
 
-def search(folder: Path, steps: int = 20, limit: float = 4.0) -> Search:
+def search(folder: Path, steps: int = 20, limit: float = 4.0) -> ValueSearch:
     """A short search with few beginnings."""
-    return Search(steps=steps, limit=limit, prefixes=Prefixes(texts(folder), count=2, words=3))
+    return ValueSearch(steps=steps, limit=limit, prefixes=Prefixes(texts(folder), count=2, words=3))
 
 
 def covariance(folder: Path) -> Covariance:

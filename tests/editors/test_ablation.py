@@ -14,7 +14,7 @@ from sliders.algebra.laws import commutes, is_idempotent, is_invertible
 from sliders.backbones.language.model import CausalLMBackbone
 from sliders.concept import Concept
 from sliders.editors.ablation import Ablation, ablate
-from sliders.editors.contrast import Saying, after_blocks, answer, mean_difference, writers
+from sliders.editors.contrast import ResponseSampling, after_blocks, answer, mean_difference, writers
 from sliders.errors import SliderError
 from sliders.runtime.baking import baked
 from tests.factory import normal
@@ -50,8 +50,10 @@ def test_every_writer_of_every_block_is_edited(model: CausalLMBackbone) -> None:
 def test_the_direction_is_the_difference_of_means(model: CausalLMBackbone, mood: Concept, tmp_path: Path) -> None:
     file = tmp_path / "mood.yaml"
     file.write_text(yaml.safe_dump({k: v for k, v in mood.to_dict().items() if v is not None}))
-    edit = Ablation(file, 1, Saying(tokens=6)).fit(model, seed=2)
-    direction = mean_difference(model, answer(model, mood, Saying(tokens=6), seed=2), after_blocks(model, [1]))
+    edit = Ablation(file, 1, ResponseSampling(tokens=6)).fit(model, seed=2)
+    direction = mean_difference(
+        model, answer(model, mood, ResponseSampling(tokens=6), seed=2), after_blocks(model, [1])
+    )
     assert distance(edit, ablate(model, direction.T)) < 1e-4
     assert distance(edit, ablate(model, normal(16, 1, seed=4))) > 0.1  # control
 

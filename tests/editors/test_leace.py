@@ -18,7 +18,7 @@ from sliders.algebra.laws import commutes, is_idempotent, is_invertible
 from sliders.algebra.lowrank import LowRank
 from sliders.backbones.language.model import CausalLMBackbone
 from sliders.concept import Concept
-from sliders.editors.contrast import Answers, Saying, answer, at_layer, contrast, writer, writers
+from sliders.editors.contrast import Answers, ResponseSampling, answer, at_layer, contrast, writer, writers
 from sliders.editors.leace import LEACE
 from sliders.errors import SliderError
 from sliders.runtime.baking import baked
@@ -30,7 +30,7 @@ def leace(mood: Concept, tmp_path: Path) -> LEACE:
     """Without shrinkage it is exact on the points that it was fitted to."""
     file = tmp_path / "mood.yaml"
     file.write_text(yaml.safe_dump({k: v for k, v in mood.to_dict().items() if v is not None}))
-    return LEACE(file, [r"\.1\."], shrinkage=False, svd_tol=1e-6, saying=Saying(tokens=8))
+    return LEACE(file, [r"\.1\."], shrinkage=False, svd_tol=1e-6, responses=ResponseSampling(tokens=8))
 
 
 def apart(model: CausalLMBackbone, answers: Sequence[Answers], name: str) -> tuple[Tensor, Tensor]:
@@ -45,7 +45,7 @@ def test_afterwards_the_two_sides_have_one_mean(
     model: CausalLMBackbone, mood: Concept, leace: LEACE, side: str
 ) -> None:
     """For a binary concept that is what keeps a linear readout from it (theorem 3.1)."""
-    name, answers = writer(model, 1), answer(model, mood, Saying(tokens=8))
+    name, answers = writer(model, 1), answer(model, mood, ResponseSampling(tokens=8))
     edit = replace(leace, layers=[name], side=side).fit(model)
     base, centre = apart(model, answers, name)
     with baked(model, edit):
@@ -61,7 +61,7 @@ def test_afterwards_the_two_sides_have_one_mean(
 
 
 def test_each_layer_is_fitted_with_those_before_it_erased(model: CausalLMBackbone, mood: Concept, leace: LEACE) -> None:
-    names, answers = [writers(model, "attention")[0], writer(model, 1)], answer(model, mood, Saying(tokens=8))
+    names, answers = [writers(model, "attention")[0], writer(model, 1)], answer(model, mood, ResponseSampling(tokens=8))
     both = replace(leace, layers=names).fit(model)
     assert list(both) == names
     with baked(model, both):
@@ -112,7 +112,7 @@ def test_a_layer_of_a_compiled_model_is_read(
     model: CausalLMBackbone, mood: Concept, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A forward that is compiled already takes no notice of a new hook."""
-    name, answers = writer(model, 1), answer(model, mood, Saying(tokens=8))
+    name, answers = writer(model, 1), answer(model, mood, ResponseSampling(tokens=8))
 
     def states() -> Tensor:
         return torch.cat([side.states for side in contrast(model, answers, at_layer(model, name, "output"))])

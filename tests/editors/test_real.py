@@ -14,7 +14,7 @@ from sliders.backbones.language.model import CausalLMBackbone
 from sliders.backbones.unet import UNetBackbone
 from sliders.concept import BETWEEN, Concept, read_prompts
 from sliders.editors.ablation import ablate
-from sliders.editors.contrast import Saying, answer, at_layer, contrast
+from sliders.editors.contrast import ResponseSampling, answer, at_layer, contrast
 from sliders.editors.task_vector import TaskVector
 from sliders.editors.uce import UCE
 from sliders.evaluation.pictures.judge import AttributeJudge
@@ -137,7 +137,7 @@ def test_leace_takes_a_probe_on_other_messages_to_chance(
 ) -> None:
     edit = edit_in(fitted("leace"))
     (name,) = edit.modules
-    concept, how = Concept.load(ROOT / "data/text/concepts/pirate.yaml"), Saying(tokens=16)
+    concept, how = Concept.load(ROOT / "data/text/concepts/pirate.yaml"), ResponseSampling(tokens=16)
     heldout = Concept(
         **{**vars(concept), "contexts": read_prompts(ROOT / "data/text/prompts/everyday_heldout.txt")[:24]}
     )

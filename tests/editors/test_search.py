@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 
 from sliders.backbones.language.model import CausalLMBackbone
 from sliders.editors.contrast import writer
-from sliders.editors.search import ESSENCE, Prefixes, Retold
+from sliders.editors.search import ESSENCE, PrefixCachedPrompts, Prefixes
 from sliders.errors import SliderError
 from sliders.language.facts import read_rewrites
 from sliders.language.recall import Asked, answering, keys, outputs
@@ -38,7 +38,7 @@ def test_beginnings_are_words_of_the_text_and_none(place: Path) -> None:
 def test_what_is_read_once_and_went_on_from_is_a_whole_pass(lm: CausalLMBackbone, subject: str) -> None:
     """Also with the layer's answer at the subject changed, where the whole pass changes it by its place."""
     asked, answer, layer = Asked.about(lm, subject, PROMPTS), " a sad person", writer(lm, 1)
-    told, shift = Retold(lm, asked, answer), normal(16, seed=1)
+    told, shift = PrefixCachedPrompts(lm, asked, answer), normal(16, seed=1)
     said = lm.responses([answer] * len(PROMPTS), len(told.answer), end=False)
     whole = lm.log_probabilities(said, asked.prompts)
     torch.testing.assert_close(told.log_probabilities(), whole, atol=1e-5, rtol=1e-4)
@@ -59,7 +59,7 @@ def test_what_is_read_once_and_went_on_from_is_a_whole_pass(lm: CausalLMBackbone
 def test_nothing_need_stand_before_the_subject(lm: CausalLMBackbone) -> None:
     asked = Asked.about(lm, "x", ["{} is", "{}"])
     said = lm.responses([" sad"] * 2, 1, end=False)
-    found = Retold(lm, asked, lm.tokenizer.decode(said["tokens"][0])).log_probabilities()[:, :1]
+    found = PrefixCachedPrompts(lm, asked, lm.tokenizer.decode(said["tokens"][0])).log_probabilities()[:, :1]
     torch.testing.assert_close(found, lm.log_probabilities(said, asked.prompts), atol=1e-5, rtol=1e-4)
 
 

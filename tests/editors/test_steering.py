@@ -7,7 +7,7 @@ from torch import Tensor
 from sliders.algebra.laws import commutes
 from sliders.backbones.language.model import CausalLMBackbone
 from sliders.concept import Concept
-from sliders.editors.contrast import Saying, writer
+from sliders.editors.contrast import ResponseSampling, writer
 from sliders.editors.steering import fit_steering
 from sliders.errors import SliderError
 from sliders.runtime.baking import baked
@@ -35,7 +35,7 @@ def test_the_vector_is_added_after_its_block_and_nowhere_before(model: CausalLMB
 
 def test_it_is_the_mean_difference_of_the_two_sides(model: CausalLMBackbone, mood: Concept) -> None:
     """By hand, over the same responses; swapping the sides turns it round."""
-    steering = fit_steering(model, mood, [1], Saying(tokens=6))
+    steering = fit_steering(model, mood, [1], ResponseSampling(tokens=6))
     sums, count = torch.zeros(16), 0
     messages = mood.contexts
     assert isinstance(messages, list)
@@ -54,7 +54,7 @@ def test_it_is_the_mean_difference_of_the_two_sides(model: CausalLMBackbone, moo
 
 
 def test_steering_is_a_translation_so_that_two_of_them_commute(model: CausalLMBackbone, mood: Concept) -> None:
-    one, two = fit_steering(model, mood, [1]), fit_steering(model, mood, [1], Saying(tokens=8), seed=50)
+    one, two = fit_steering(model, mood, [1]), fit_steering(model, mood, [1], ResponseSampling(tokens=8), seed=50)
     assert commutes(one, two)
     assert commutes(one, two).reason
 

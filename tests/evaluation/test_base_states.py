@@ -9,7 +9,7 @@ from sliders.backbones.language.model import CausalLMBackbone
 from sliders.concept import BETWEEN, Concept
 from sliders.evaluation.base_states import BaseStates, Behaviour, picture_states, text_states
 from sliders.evaluation.pictures.sampling import Sampling, scenes
-from sliders.evaluation.texts.sampling import Speaking
+from sliders.evaluation.texts.sampling import TextSampling
 from sliders.formula import plausible
 from sliders.runtime.attach import attach
 from sliders.studies.behavioural_laws import interaction, oracle_gap, path
@@ -20,7 +20,7 @@ from tests.formats.test_peft import mixed
 MESSAGES = ["how was your day", "tell me about the dog", "a hat"]
 HAPPY = Concept("happy", "a person", ["a happy person"], ["a sad person"], modality="text")
 LONG = Concept("long", "a person", ["a long day"], ["a hat", "a dog"], modality="text")
-HOW = Speaking(tokens=6, batch=2)
+HOW = TextSampling(tokens=6, batch=2)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from sliders import formats
 from sliders.algebra.distance import distance
 from sliders.algebra.edit import Affine, Identity, Translation
-from sliders.algebra.slider import Partial, Slider
+from sliders.algebra.slider import Interpolated, Slider
 from sliders.errors import SliderError
 from sliders.formats import edit as edit_file
 from sliders.formats import tensors
@@ -37,7 +37,7 @@ def test_what_is_read_is_what_was_written(method: str, shape: tuple[int, ...], t
         assert torch.equal(one.B, two.B)
         assert torch.equal(one.A, two.A)
     assert read.elements()["fc"].shape == shape
-    assert isinstance(dial, Slider if method == "translation" else Partial)
+    assert isinstance(dial, Slider if method == "translation" else Interpolated)
     assert not list(tmp_path.glob(".*"))
 
 

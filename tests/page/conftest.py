@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sliders.algebra.closed_forms import steer_output
 from sliders.algebra.edit import Affine
-from sliders.algebra.slider import Partial, Slider
+from sliders.algebra.slider import Interpolated, Slider
 from sliders.backbones.base import AbstractBackbone
 from sliders.backbones.language.model import CausalLMBackbone
 from sliders.backbones.unet import UNetBackbone
@@ -17,7 +17,7 @@ from sliders.evaluation.pictures.sampling import Sampling, Scene, sample
 from sliders.formats.metadata import describe
 from sliders.page.library import Library
 from sliders.page.requests import Canvas, Speech
-from sliders.page.safety import Shelf
+from sliders.page.safety import OutputFolder
 from sliders.page.session import Session
 from sliders.runtime.layers import weight_shape
 from tests import tiny, tiny_lm
@@ -56,18 +56,18 @@ def described(concept: Concept, model: AbstractBackbone, target: str, name: str 
     return Slider(name or concept.name, update, {**said, "sliders.name": name or concept.name})
 
 
-def edited(editor: UCE, model: UNetBackbone, name: str) -> Partial:
+def edited(editor: UCE, model: UNetBackbone, name: str) -> Interpolated:
     """A fitted edit that says what it is, as its file does."""
     edit = editor.fit(model)
-    return Partial(name, edit, {**editor.metadata(model, 0, edit.modules), "sliders.name": name})
+    return Interpolated(name, edit, {**editor.metadata(model, 0, edit.modules), "sliders.name": name})
 
 
-def steered(model: CausalLMBackbone, name: str = "steer") -> Partial:
+def steered(model: CausalLMBackbone, name: str = "steer") -> Interpolated:
     """A steering vector: a bias where there was none."""
     layer = "lm.model.layers.1.mlp.down_proj"
     shape = weight_shape(model, layer)
     said = {"sliders.base_fingerprint": model.fingerprint(), "sliders.modality": "text", "sliders.name": name}
-    return Partial(name, Affine({layer: steer_output(normal(shape[0], seed=3).float() * 4, shape)}), said)
+    return Interpolated(name, Affine({layer: steer_output(normal(shape[0], seed=3).float() * 4, shape)}), said)
 
 
 @pytest.fixture
@@ -106,4 +106,6 @@ def session(painter: UNetBackbone, speaker: CausalLMBackbone, tmp_path: Path) ->
         described(HAPPY, painter, "text-encoder", "words"),
     ]
     texts = [described(MOOD, speaker, "attention")]
-    return Session(painter, speaker, Library(images), Library(texts, "text"), Shelf(tmp_path / "shelf"), None, 2**20)
+    return Session(
+        painter, speaker, Library(images), Library(texts, "text"), OutputFolder(tmp_path / "outputs"), None, 2**20
+    )

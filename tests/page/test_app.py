@@ -22,7 +22,7 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
 from sliders import formats
-from sliders.algebra.slider import Partial
+from sliders.algebra.slider import Interpolated
 from sliders.backbones.language.model import CausalLMBackbone
 from sliders.backbones.unet import UNetBackbone
 from sliders.concept import Measure
@@ -32,7 +32,7 @@ from sliders.formats import diffusers
 from sliders.formats import edit as edit_file
 from sliders.page.app import launch
 from sliders.page.library import Library
-from sliders.page.safety import Shelf
+from sliders.page.safety import OutputFolder
 from sliders.page.session import Session
 from tests.page.conftest import HAPPY, MOOD, UNHAPPY, described, edited
 
@@ -65,7 +65,7 @@ def served(
         speaker,
         Library(images),
         Library(texts, "text"),
-        Shelf(folder / "shelf"),
+        OutputFolder(folder / "outputs"),
         folder / "judge.safetensors",
         2**20,
     )
@@ -141,7 +141,7 @@ def test_an_edit_goes_in_and_out(served: Served, client: Client, tmp_path: Path,
     drawn: Any = client.predict(dials={key: 1.0}, prompt="a happy person", **QUICK, api_name="/draw")
     assert drawn["base"] != drawn["turned"]
     assert "Edits multiply weights" in client.predict(keys=["happy", key], api_name="/relations")
-    assert isinstance(formats.load_dial(Path(client.predict(key, api_name="/download"))), Partial)
+    assert isinstance(formats.load_dial(Path(client.predict(key, api_name="/download"))), Interpolated)
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_no_file_can_be_read_but_those_of_the_run(served: Served, client: Client
     assert mine  # control: what was made for a user is served
     readme = Path("README.md").resolve()
     secret = served.folder / "prompts.txt"
-    for path in ("/etc/passwd", readme, secret, f"{served.session.shelf.folder}/../prompts.txt"):
+    for path in ("/etc/passwd", readme, secret, f"{served.session.outputs.folder}/../prompts.txt"):
         assert status(f"{served.url}gradio_api/file={path}") in (403, 404), path
     assert status(f"{served.url}gradio_api/file=http://127.0.0.1:1/") == 403
     assert status(served.url) == 200

@@ -18,7 +18,7 @@ from sliders import formats
 from sliders.algebra.distance import distance
 from sliders.algebra.edit import Affine, Translation
 from sliders.algebra.element import Element
-from sliders.algebra.slider import Partial
+from sliders.algebra.slider import Interpolated
 from sliders.backbones.language.model import CausalLMBackbone
 from sliders.backbones.unet import UNetBackbone
 from sliders.concept import Measure
@@ -29,7 +29,7 @@ from sliders.page import studies
 from sliders.page.edits import added, gap_of_orders, moved_biases, translation
 from sliders.page.library import Library
 from sliders.page.requests import Axis, Canvas
-from sliders.page.safety import Shelf
+from sliders.page.safety import OutputFolder
 from sliders.page.session import Session
 from sliders.page.turns import Superseded
 from sliders.runtime.baking import baked
@@ -50,7 +50,9 @@ def session(painter: UNetBackbone, speaker: CausalLMBackbone, tmp_path: Path) ->
         edited(UNHAT, painter, "unhat"),
     ]
     texts = [described(MOOD, speaker, "attention"), steered(speaker)]
-    return Session(painter, speaker, Library(images), Library(texts, "text"), Shelf(tmp_path / "shelf"), None, 2**20)
+    return Session(
+        painter, speaker, Library(images), Library(texts, "text"), OutputFolder(tmp_path / "outputs"), None, 2**20
+    )
 
 
 def is_moved(picture: Tensor, wanted: Tensor, base: Tensor) -> bool:
@@ -58,12 +60,12 @@ def is_moved(picture: Tensor, wanted: Tensor, base: Tensor) -> bool:
     return apart(picture, wanted) < apart(wanted, base) / 10
 
 
-def from_both_sides(model: nn.Module) -> Partial:
+def from_both_sides(model: nn.Module) -> Interpolated:
     """An edit of a layer that has a bias, with a factor on either side and a shift."""
     name = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0"
     out, width = shape = weight_shape(model, name)
     left, right, shift = (lowrank(s, 2, k, torch.float32) for k, s in enumerate(((out, out), (width, width), shape)))
-    return Partial("both", Affine({name: Element.of(shape, left=left, right=right, shift=shift)}))
+    return Interpolated("both", Affine({name: Element.of(shape, left=left, right=right, shift=shift)}))
 
 
 # Dials
@@ -71,7 +73,7 @@ def from_both_sides(model: nn.Module) -> Partial:
 
 def test_an_edit_is_a_dial_from_the_model_to_the_edited_one(session: Session, painter: UNetBackbone) -> None:
     entry = session.images["unhappy"]
-    assert isinstance(entry.dial, Partial)
+    assert isinstance(entry.dial, Interpolated)
     assert (entry.span, entry.ends, entry.modality) == ((0.0, 1.0), ("the model", "the edit"), "image")
     assert "happy" in entry.measured  # what it says of itself
     drawn = session.draw("a", SPOKEN, {"unhappy": 1.0})
@@ -84,7 +86,7 @@ def test_an_edit_is_a_dial_from_the_model_to_the_edited_one(session: Session, pa
 def test_metadata_may_give_an_edit_another_range(painter: UNetBackbone) -> None:
     made = edited(UNHAPPY, painter, "unhappy")
     said = {**made.metadata, "sliders.dial_range": "[-1, 2]"}
-    (entry,) = Library([Partial(made.name, made.edit, said)]).entries(["unhappy"])
+    (entry,) = Library([Interpolated(made.name, made.edit, said)]).entries(["unhappy"])
     assert entry.span == (-1.0, 2.0)
 
 
@@ -115,7 +117,7 @@ def test_an_edit_is_no_side_of_a_hinge(session: Session) -> None:
 
 def test_what_an_edit_adds_is_what_it_makes_of_the_weights_less_them(session: Session, painter: UNetBackbone) -> None:
     for dial, biases in ((session.images["unhappy"].dial, False), (from_both_sides(painter), True)):
-        assert isinstance(dial, Partial)
+        assert isinstance(dial, Interpolated)
         shifts = added(painter, dial, 0.5)
         assert shifts.modules == dial.edit.modules
         assert bool(moved_biases(shifts)) is biases
@@ -283,10 +285,10 @@ def test_an_edit_comes_back_as_it_went(session: Session, key: str) -> None:
     library = session.texts if key == "steer" else session.images
     own = library[key].dial
     file = session.download(key)
-    assert session.shelf.holds(file)
+    assert session.outputs.holds(file)
     there = formats.load_dial(file)
-    assert isinstance(own, Partial)
-    assert isinstance(there, Partial)
+    assert isinstance(own, Interpolated)
+    assert isinstance(there, Interpolated)
     assert distance(own.edit, there.edit) < 1e-6
     assert formats.modality_of(file) == ("text" if key == "steer" else "image")
     entry = session.upload(file)

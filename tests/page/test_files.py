@@ -147,7 +147,7 @@ def test_a_composition_is_one_file_that_plain_diffusers_loads(session: Session, 
     positions[hinge.key] = -0.5
     file = session.composition(positions)
     assert file.suffix == ".safetensors"
-    assert session.shelf.holds(file)
+    assert session.outputs.holds(file)
     pipeline = StableDiffusionPipeline.from_pretrained(painter.base_model, safety_checker=None)
     pipeline.load_lora_weights(str(file))
     again = UNetBackbone(painter.base_model)
@@ -172,10 +172,10 @@ def test_a_hinge_is_downloaded_as_a_folder_of_two(session: Session, tmp_path: Pa
 
 
 def test_old_files_make_room_and_names_cannot_leave_the_shelf(session: Session) -> None:
-    session.shelf._kept = 3
+    session.outputs._kept = 3
     files = [session.download("happy") for _ in range(5)]
     assert [file.is_file() for file in files] == [False, False, True, True, True]
-    assert session.shelf.holds(session.shelf.place("../../../etc/x y"))
+    assert session.outputs.holds(session.outputs.place("../../../etc/x y"))
 
 
 def test_uploads_are_limited_in_number(session: Session, painter: UNetBackbone) -> None:

@@ -15,7 +15,7 @@ from sliders.backbones.unet import UNetBackbone
 from sliders.cli import main as cli
 from sliders.errors import SliderError
 from sliders.evaluation.pictures.judge import AttributeJudge
-from sliders.evaluation.texts.sampling import Speaking
+from sliders.evaluation.texts.sampling import TextSampling
 from sliders.resources import shipped
 from sliders.training.cli import SliderCLI
 from sliders.training.many import find_configs, plan
@@ -162,7 +162,7 @@ def test_the_models_and_the_judge_by_name() -> None:
     older = UNetBackbone("data/avatars/model")  # what slider files say
     older.load()
     assert older.fingerprint() == backbone.fingerprint()
-    assert Speaking().neutral.is_file()
+    assert TextSampling().neutral.is_file()
 
 
 @pytest.mark.parametrize("kind", [UNetBackbone, CausalLMBackbone])
@@ -202,7 +202,7 @@ def test_the_wheel_has_every_config_and_what_it_names() -> None:
         assert all(held((file.parent / name).resolve()) for name in named if "runs/" not in name), file
     for model in (*shipped.MODELS.values(), *shipped.JUDGES.values()):
         assert held(ROOT / model)
-    assert held(Speaking().neutral)
+    assert held(TextSampling().neutral)
     assert not held(ROOT / "data/avatars/twins")  # control
 
 

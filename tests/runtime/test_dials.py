@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from sliders.algebra.closed_forms import erase_input, erase_output, onto, steer_input, steer_output, write
 from sliders.algebra.edit import Affine, Edit
 from sliders.algebra.laws import is_group
-from sliders.algebra.slider import Dial, Hinge, Partial, Slider, hinge
+from sliders.algebra.slider import Dial, Hinge, Interpolated, Slider, hinge
 from sliders.batch import rows_of
 from sliders.errors import SliderError
 from sliders.runtime.attach import attach
@@ -89,7 +89,7 @@ class TestPartial:
     def test_every_kind_of_edit_on_every_kind_of_layer(
         self, make: Callable, name: str, model: Model, x: Tensor
     ) -> None:
-        dial = Partial("p", make(model, name))
+        dial = Interpolated("p", make(model, name))
         before, base = snapshot(model), model(x)
         with attach(model, [dial]) as dials:
             assert torch.equal(model(x), base)
@@ -102,7 +102,7 @@ class TestPartial:
 
     def test_composed_edits_act_from_both_sides(self, model: Model, x: Tensor) -> None:
         edit = ablation(model, BIASED) @ rome(model, BIASED) @ steering_input(model, BIASED)
-        with attach(model, [Partial("p", edit)], {"p": 1.0}):
+        with attach(model, [Interpolated("p", edit)], {"p": 1.0}):
             assert_close(model(x), edited(copy.deepcopy(bare(model)), edit, x))
 
     def test_a_transposed_layer(self) -> None:
@@ -111,12 +111,12 @@ class TestPartial:
         x = normal(2, 3, 6, seed=1)
         for make in EDITS:
             edit = make(layer, "0")
-            with attach(layer, [Partial("p", edit)], {"p": 1.0}):
+            with attach(layer, [Interpolated("p", edit)], {"p": 1.0}):
                 out = layer(x)
             assert_close(out, edited(layer, edit, x))
 
     def test_rows_have_their_own_shares(self, model: Model, x: Tensor) -> None:
-        dial, shares = Partial("p", leace(model, BIASED)), [0.0, 1.0, -0.5]
+        dial, shares = Interpolated("p", leace(model, BIASED)), [0.0, 1.0, -0.5]
         with attach(model, [dial]) as dials:
             dials.set({"p": torch.tensor(shares)})
             out = model(x)
@@ -124,7 +124,7 @@ class TestPartial:
             assert_close(out[row : row + 1], edited(model, dial.at(share), x[row : row + 1]))
 
     def test_beside_a_slider_and_nested_displacements_add_up(self, model: Model, x: Tensor) -> None:
-        dial, other = Partial("p", ablation(model, BIASED)), slider(model, {BIASED: 2, CONV: 1})
+        dial, other = Interpolated("p", ablation(model, BIASED)), slider(model, {BIASED: 2, CONV: 1})
         total = Affine(other.at(0.7).elements()) + dial.at(1.0)
         before = snapshot(model)
         with attach(model, [other, dial], {"s": 0.7, "p": 1.0}):
@@ -143,7 +143,7 @@ class TestPartial:
         torch.manual_seed(0)
         with (
             pytest.raises(SliderError, match=r"'p' changes 'leave'"),
-            attach(model, [Partial("p", Affine({BIASED: steer_output(normal(5, seed=1), (5, 9))}))]),
+            attach(model, [Interpolated("p", Affine({BIASED: steer_output(normal(5, seed=1), (5, 9))}))]),
         ):
             pass
 

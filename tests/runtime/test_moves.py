@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from sliders.algebra.edit import Translation
 from sliders.algebra.lowrank import LowRank
-from sliders.algebra.slider import Partial, Slider
+from sliders.algebra.slider import Interpolated, Slider
 from sliders.batch import rows_of
 from sliders.errors import SliderError
 from sliders.runtime.adapter import Adapter
@@ -63,7 +63,7 @@ def test_attached_sliders_follow_to_another_device(
     fold: bool, dial: float | Tensor, before: bool, model: Small, x: Tensor
 ) -> None:
     """Also if they ran where they were first; a slider and an edit that reads the layer's constant."""
-    dials = [slider(model, dict.fromkeys(LAYERS, 2)), Partial("p", leace(model, "leave"))]
+    dials = [slider(model, dict.fromkeys(LAYERS, 2)), Interpolated("p", leace(model, "leave"))]
     with attach(model, dials, fold=fold) as turned:
         if before:
             turned.set({"s": dial, "p": dial})

@@ -20,7 +20,7 @@ from sliders.files import replacing
 from sliders.formats import diffusers
 from sliders.runtime.layers import weight_shape
 from sliders.studies.methods import report
-from sliders.studies.methods.fits import Entry, FittedEdits
+from sliders.studies.methods.fits import ComparedEdit, FittedEdits
 from sliders.studies.methods.study import Study
 from tests import tiny
 from tests.factory import normal, slider
@@ -73,11 +73,11 @@ def study(model: UNetBackbone, states: BaseStates, tmp_path: Path) -> Study:
         diffusers.save(Slider("s", slider(model, {Q: 2}, seed=seed).update), file)
     happy = UCE({"happy": "sad"}, ["a {} person", "a {} dog"], draw=1)
     entries = {
-        "slider": Entry("slider", files=files),
-        "one": Entry("removal", Removal(0)),
-        "two": Entry("removal", Removal(1)),
-        "happy": Entry("UCE", happy),
-        "hat": Entry("UCE", replace(happy, replace={"hat": "dog"})),
+        "slider": ComparedEdit("slider", files=files),
+        "one": ComparedEdit("removal", Removal(0)),
+        "two": ComparedEdit("removal", Removal(1)),
+        "happy": ComparedEdit("UCE", happy),
+        "hat": ComparedEdit("UCE", replace(happy, replace={"hat": "dog"})),
     }
     FITTED.clear()
     return Study(FittedEdits(model, entries, tmp_path / "kept"), states, tmp_path / "kept")
@@ -141,7 +141,7 @@ def test_what_is_kept_is_not_made_again_and_what_changed_is(study: Study, tmp_pa
     )
     assert (again.behaviour("one"), again.behaviour_of_pair("one", "two")) == first
     assert len(FITTED) == fits
-    changed = {**study.fits.entries, "one": Entry("removal", Removal(2))}
+    changed = {**study.fits.entries, "one": ComparedEdit("removal", Removal(2))}
     other = Study(FittedEdits(study.fits.backbone, changed, tmp_path / "kept"), study.states, tmp_path / "kept")
     assert other.behaviour("one") != first[0]
     assert len(FITTED) > fits
@@ -151,7 +151,7 @@ def test_the_content_of_a_file_that_is_named_counts(study: Study, tmp_path: Path
     monkeypatch.chdir(tmp_path)
     Path("words.txt").write_text("a\n")
     Path("concept.yaml").write_text("prompts: words.txt\n")
-    entries = {"one": Entry("removal", Removal(0, Path("concept.yaml")))}
+    entries = {"one": ComparedEdit("removal", Removal(0, Path("concept.yaml")))}
     fits = FittedEdits(study.fits.backbone, entries, tmp_path)
     before = fits.key("one")
     assert fits.key("one") == before
@@ -163,7 +163,7 @@ def test_the_content_of_a_file_that_is_named_counts(study: Study, tmp_path: Path
 def test_a_file_that_somebody_is_writing_is_no_content_of_a_folder(study: Study, tmp_path: Path) -> None:
     folder = tmp_path / "hinge"
     diffusers.save(Slider("s", slider(study.fits.backbone, {Q: 1}).update), folder / "left.safetensors")
-    fits = FittedEdits(study.fits.backbone, {"one": Entry("removal", Removal(0, folder))}, tmp_path)
+    fits = FittedEdits(study.fits.backbone, {"one": ComparedEdit("removal", Removal(0, folder))}, tmp_path)
     before = fits.key("one")
     with replacing(folder / "right.safetensors") as new:
         new.write_text("half of")
@@ -180,7 +180,7 @@ def test_replacing_is_measured_in_both_orders(study: Study) -> None:
 def test_an_entry_is_an_editor_or_files() -> None:
     for wrong in ({}, {"editor": Removal(0), "files": [Path("x")]}):
         with pytest.raises(SliderError, match="needs an editor, or files"):
-            Entry("m", **wrong)
+            ComparedEdit("m", **wrong)
 
 
 def test_the_page_shows_in_bold_what_was_not_expected(study: Study) -> None:

@@ -11,7 +11,7 @@ from sliders.concept import Concept
 from sliders.runtime.adapter import Adapter
 from sliders.teacher.answers import AnswerCache
 from sliders.teacher.teacher import Teacher
-from sliders.training.states import Lesson, Pool
+from sliders.training.states import AnsweredStates, Pool
 from tests.training import runs
 
 MANY = Concept("many", "a person", ["a happy person"], ["a sad person", "a person with a hat"])
@@ -60,7 +60,7 @@ class TestMemory:
 
 def filled(
     model: AbstractBackbone, concept: Concept, answers: AnswerCache | None, move: bool = False
-) -> tuple[Lesson, int]:
+) -> tuple[AnsweredStates, int]:
     """All that a pool's filling holds, and how often the model was asked."""
     with Adapter(model, model.select_targets(["xattn"]), 2, 2.0) as adapter:
         if move:
@@ -68,10 +68,10 @@ def filled(
         teacher, pool = Teacher(model, concept, adapter, answers), Pool(trajectories=4, steps=3, kept=4)
         pool.draw(teacher, adapter, runs.batch([1, 2]))
         assert pool._contents is not None
-        return pool._contents.lesson, teacher.evaluations
+        return pool._contents.answered, teacher.evaluations
 
 
-def same(one: Lesson, other: Lesson) -> bool:
+def same(one: AnsweredStates, other: AnsweredStates) -> bool:
     """Bit by bit."""
     return torch.equal(one.base, other.base) and torch.equal(one.direction, other.direction)
 

@@ -23,8 +23,7 @@ from sliders.concept import Concept
 from sliders.losses.erasure import ErasureLoss
 from sliders.resources.shipped import config_file
 from sliders.runtime.attach import is_attached
-from sliders.training.responses import Responses
-from sliders.training.states import Pool
+from sliders.training.states import Pool, Responses
 from tests import tiny, tiny_lm
 from tests.commands import RUN, World, run, world
 from tests.training.runs import HAPPY, RICH

@@ -22,7 +22,7 @@ from sliders.teacher.teacher import Teacher
 from sliders.training.checkpoints import RunCheckpoint
 from sliders.training.data import StepBatch
 from sliders.training.module import SliderModule
-from sliders.training.states import Lesson, Pool, Rollout, StateSource
+from sliders.training.states import AnsweredStates, Pool, Rollout, StateSource
 from tests import tiny
 from tests.training import runs
 
@@ -329,7 +329,9 @@ def test_a_pool_is_made_anew_by_steps_of_the_optimizer(
     filled: list[int] = []
     fill = Pool.fill
 
-    def counting(pool: Pool, teacher: Teacher, adapter: Adapter, batch: StepBatch, rng: random.Random) -> Lesson:
+    def counting(
+        pool: Pool, teacher: Teacher, adapter: Adapter, batch: StepBatch, rng: random.Random
+    ) -> AnsweredStates:
         filled.append(batch.step)
         return fill(pool, teacher, adapter, batch, rng)
 

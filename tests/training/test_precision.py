@@ -14,8 +14,7 @@ from sliders.backbones.unet import UNetBackbone
 from sliders.batch import TensorBatch
 from sliders.concept import Concept
 from sliders.losses.erasure import ErasureLoss, LogProbabilityLoss, Prediction
-from sliders.training.responses import Responses
-from sliders.training.states import Pool
+from sliders.training.states import Pool, Responses
 from tests.tiny_lm import language_model
 from tests.training import runs
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sliders.backbones.base import AbstractBackbone
 from sliders.backbones.language.model import CausalLMBackbone
-from sliders.backbones.language.sampling import Steering
+from sliders.backbones.language.sampling import PromptSteering
 from sliders.batch import TensorBatch, take
 from sliders.concept import Concept, Wording
 from sliders.errors import SliderError
@@ -21,8 +21,7 @@ from sliders.losses.erasure import AbstractLoss, ErasureLoss, HiddenStateLoss, L
 from sliders.runtime.adapter import Adapter
 from sliders.teacher.teacher import Teacher
 from sliders.training.callbacks import SliderWriter
-from sliders.training.responses import Responses
-from sliders.training.states import Lesson, Pool, Rollout
+from sliders.training.states import AnsweredStates, Pool, Responses, Rollout
 from tests import tiny, tiny_lm
 from tests.training import runs
 
@@ -115,14 +114,14 @@ def counted(ask: Callable[..., Tensor], counts: list[int]) -> Callable[..., Tens
     return asking
 
 
-def filled(source: Responses, teacher: Teacher, adapter: Adapter, keep: bool = True, step: int = 0) -> Lesson:
+def filled(source: Responses, teacher: Teacher, adapter: Adapter, keep: bool = True, step: int = 0) -> AnsweredStates:
     """Everything that the source holds after a step."""
     source.draw(teacher, adapter, runs.batch(SEEDS, PRESERVED if keep else None, step))
     assert source._contents is not None
-    return source._contents.lesson
+    return source._contents.answered
 
 
-def same(one: Lesson, other: Lesson) -> bool:
+def same(one: AnsweredStates, other: AnsweredStates) -> bool:
     """Bit by bit."""
     tensors = [[x.question, x.base, x.direction, x.weight, *x.state.values()] for x in (one, other)]
     return all(
@@ -144,20 +143,20 @@ class TestEverySource:
         self, kind: str, teacher: Teacher, speaking: Adapter, lm: CausalLMBackbone, lines: Path
     ) -> None:
         """By a teacher that has seen nothing else, one row at a time; the support is the base's under the target."""
-        lesson = SOURCES[kind](lines).draw(teacher, speaking, runs.batch(SEEDS, PRESERVED))
+        answered = SOURCES[kind](lines).draw(teacher, speaking, runs.batch(SEEDS, PRESERVED))
         fresh = Teacher(lm, KEEPING)
         for row in range(len(SEEDS)):
             one = torch.tensor([row])
-            state, question = take(lesson.state, one), lesson.question[one]
+            state, question = take(answered.state, one), answered.question[one]
             base, direction = fresh.answer(state, question)
-            torch.testing.assert_close(lesson.base[one], base, rtol=1e-4, atol=1e-4)
-            torch.testing.assert_close(lesson.direction[one], direction, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(answered.base[one], base, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(answered.direction[one], direction, rtol=1e-4, atol=1e-4)
             support = lm.complete(state, fresh.targets(question))["support"]
             assert torch.equal(support[state["mask"]], state["support"][state["mask"]])
             assert bool(direction.any()) != PRESERVED[row]
-        assert lesson.weight is not None
-        assert torch.equal(lesson.weight, lesson.state["mask"].float()), "padding does not count"
-        assert torch.equal(torch.isin(lesson.question, teacher.kept), torch.tensor(PRESERVED))
+        assert answered.weight is not None
+        assert torch.equal(answered.weight, answered.state["mask"].float()), "padding does not count"
+        assert torch.equal(torch.isin(answered.question, teacher.kept), torch.tensor(PRESERVED))
 
     def test_the_same_run_sees_the_same_lessons(
         self, kind: str, teacher: Teacher, speaking: Adapter, lines: Path
@@ -173,7 +172,7 @@ class TestEverySource:
         for source, seed in ((one, 0), (other, 1)):
             source.draw(teacher, speaking, runs.batch(SEEDS, PRESERVED, 6, seed))
             assert source._contents is not None
-            pools.append(source._contents.lesson)
+            pools.append(source._contents.answered)
         assert not same(*pools), "the control: another run's pool is another one"
 
     def test_every_evaluation_is_counted(
@@ -197,10 +196,10 @@ class TestEverySource:
         before, state, prompt = speaking.state(), lm.responses(["happy"], 4), lm.encode(["day"])
         with torch.no_grad():
             base = lm.predict(state, prompt)
-            lesson = SOURCES[kind](lines).draw(teacher, speaking, runs.batch(SEEDS, PRESERVED))
+            answered = SOURCES[kind](lines).draw(teacher, speaking, runs.batch(SEEDS, PRESERVED))
             assert torch.equal(lm.predict(state, prompt), base)
         assert runs.equal(before, speaking.state())
-        assert not any(t.requires_grad for t in (lesson.base, lesson.direction))
+        assert not any(t.requires_grad for t in (answered.base, answered.direction))
 
     def test_kept_until_it_is_refreshed(self, kind: str, teacher: Teacher, speaking: Adapter, lines: Path) -> None:
         source = SOURCES[kind](lines)
@@ -236,9 +235,9 @@ class TestVoices:
         """Of each row of the pool, the voices that would have said it."""
         lm = teacher.backbone
         assert isinstance(lm, CausalLMBackbone)
-        lesson, found = filled(source, teacher, adapter, keep), []
-        for row, said in enumerate(rows_said(lesson.state)):
-            question = teacher.questions[int(lesson.question[row])]
+        answered, found = filled(source, teacher, adapter, keep), []
+        for row, said in enumerate(rows_said(answered.state)):
+            question = teacher.questions[int(answered.question[row])]
             prompts = {"target": [question.target], "positive": question.positives, "negative": question.negatives}
             fits = set()
             for voice, rows in prompts.items():
@@ -266,8 +265,8 @@ class TestVoices:
         assert all(order[k % 2] in fits for k, fits in enumerate(found[0::2])), found
 
     def test_without_rows_to_preserve_none_asks(self, teacher: Teacher, speaking: Adapter) -> None:
-        lesson = filled(Responses(sampled=40, tokens=2), teacher, speaking, keep=False)
-        assert set(lesson.question.tolist()) == set(teacher.moved.tolist())
+        answered = filled(Responses(sampled=40, tokens=2), teacher, speaking, keep=False)
+        assert set(answered.question.tolist()) == set(teacher.moved.tolist())
 
     def test_the_slider_s_own_are_said_with_it_on(self, lm: CausalLMBackbone, monkeypatch: pytest.MonkeyPatch) -> None:
         """At its own dial for each; the other voices speak with it off."""
@@ -276,14 +275,14 @@ class TestVoices:
             teacher, real = Teacher(lm, MOOD, adapter), adapter.dial
             monkeypatch.setattr(adapter, "dial", lambda d: (dials.append(d), real(d))[1])
             source = Responses(sampled=10, tokens=12, voices=["slider", "target"], dial=1.5, temperature=0.0)
-            lesson = filled(source, teacher, adapter, keep=False)
+            answered = filled(source, teacher, adapter, keep=False)
             dial = dials[0]
             assert dial[1::2].tolist() == [0.0] * 5
             assert len(set(dial[0::2].tolist())) == 5
             assert dial.abs().max() <= 1.5
             assert dial.min() < 0 < dial.max()
-            said = rows_said(lesson.state)
-            prompt = teacher.targets(lesson.question)
+            said = rows_said(answered.state)
+            prompt = teacher.targets(answered.question)
             with real(dial):
                 assert rows_said(lm.respond(prompt, [0] * 10, 12, 0.0)) == said
             without = rows_said(lm.respond(prompt, [0] * 10, 12, 0.0))
@@ -296,23 +295,23 @@ class TestVoices:
         states: dict[float, list[tuple[int, ...]]] = {}
         for amount in (0.0, 4.0):
             source = Responses(sampled=8, tokens=8, voices=["steered", "target"], steer_by=amount, temperature=0.0)
-            lesson = filled(source, teacher, speaking, keep=False)
-            states[amount] = rows_said(lesson.state)
-            plain = rows_said(lm.respond(teacher.targets(lesson.question), [0] * 8, 8, 0.0))
+            answered = filled(source, teacher, speaking, keep=False)
+            states[amount] = rows_said(answered.state)
+            plain = rows_said(lm.respond(teacher.targets(answered.question), [0] * 8, 8, 0.0))
             assert states[amount][1::2] == plain[1::2]
-            asked = [teacher.questions[q] for q in lesson.question[0::2].tolist()]
+            asked = [teacher.questions[q] for q in answered.question[0::2].tolist()]
             target, *ends = (
                 take(teacher.conditioning, torch.tensor(column))
                 for column in zip(*[(q.target, *q.positives, *q.negatives) for q in asked], strict=True)
             )
-            alone = Steering(ends[:2], ends[2:], torch.full((4,), amount))
+            alone = PromptSteering(ends[:2], ends[2:], torch.full((4,), amount))
             assert rows_said(lm.respond(target, [0] * 4, 8, 0.0, alone)) == states[amount][0::2]
             assert (states[amount][0::2] == plain[0::2]) == (amount == 0)
 
     def test_temperature_and_length(self, teacher: Teacher, speaking: Adapter) -> None:
         for tokens in (1, 7):
-            lesson = filled(Responses(sampled=4, tokens=tokens), teacher, speaking)
-            assert lesson.state["tokens"].shape == (4, tokens)
+            answered = filled(Responses(sampled=4, tokens=tokens), teacher, speaking)
+            assert answered.state["tokens"].shape == (4, tokens)
         cold = filled(Responses(sampled=6, tokens=7, temperature=0.0), teacher, speaking)
         hot = filled(Responses(sampled=6, tokens=7, temperature=3.0), teacher, speaking)
         assert torch.equal(cold.question, hot.question)
@@ -326,20 +325,20 @@ class TestFile:
         self, teacher: Teacher, speaking: Adapter, lm: CausalLMBackbone, lines: Path
     ) -> None:
         """Cut to the room there is, and without an end: a line need not be the whole response."""
-        lesson = filled(Responses(sampled=0, tokens=9, file=lines), teacher, speaking)
-        for said, line in zip(rows_said(lesson.state), LINES, strict=True):
+        answered = filled(Responses(sampled=0, tokens=9, file=lines), teacher, speaking)
+        for said, line in zip(rows_said(answered.state), LINES, strict=True):
             whole = lm.tokenizer(line, add_special_tokens=False).input_ids
             assert list(said) == whole[:9]
             assert lm.tokenizer.eos_token_id not in said
-        assert {len(said) < 9 for said in rows_said(lesson.state)} == {True, False}
+        assert {len(said) < 9 for said in rows_said(answered.state)} == {True, False}
 
     def test_they_come_after_the_sampled_ones(
         self, teacher: Teacher, speaking: Adapter, lm: CausalLMBackbone, lines: Path
     ) -> None:
-        lesson = filled(Responses(sampled=5, tokens=30, file=lines), teacher, speaking)
-        assert [lm.text(take(lesson.state, torch.tensor([5 + k])))[0] for k in range(3)] == LINES
+        answered = filled(Responses(sampled=5, tokens=30, file=lines), teacher, speaking)
+        assert [lm.text(take(answered.state, torch.tensor([5 + k])))[0] for k in range(3)] == LINES
         alone = filled(Responses(sampled=5, tokens=30), teacher, speaking)
-        assert torch.equal(lesson.state["tokens"][:5], alone.state["tokens"])
+        assert torch.equal(answered.state["tokens"][:5], alone.state["tokens"])
 
     def test_a_missing_or_empty_one_is_named(self, teacher: Teacher, speaking: Adapter, tmp_path: Path) -> None:
         (tmp_path / "empty.txt").write_text("# nothing\n\n")
@@ -374,8 +373,8 @@ class TestErrors:
         for source in (Responses(sampled=1), Responses(sampled=1, file=tmp_path / "one.txt", tokens=4)):
             with pytest.raises(SliderError, match=r"Responses.*preserve"):
                 source.draw(teacher, speaking, runs.batch(SEEDS, PRESERVED))
-        lesson = Responses(sampled=2, tokens=4).draw(teacher, speaking, runs.batch(SEEDS, PRESERVED))
-        assert torch.equal(torch.isin(lesson.question, teacher.kept), torch.tensor(PRESERVED))
+        answered = Responses(sampled=2, tokens=4).draw(teacher, speaking, runs.batch(SEEDS, PRESERVED))
+        assert torch.equal(torch.isin(answered.question, teacher.kept), torch.tensor(PRESERVED))
 
     def test_nothing_to_preserve(self, lm: CausalLMBackbone, speaking: Adapter) -> None:
         with pytest.raises(SliderError, match="preserve"):

@@ -1,4 +1,4 @@
-"""Where states come from: each lesson is the teacher's answer at a state that the slider itself leads to."""
+"""Where states come from: each answered is the teacher's answer at a state that the slider itself leads to."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from sliders.batch import TensorBatch, take
 from sliders.errors import SliderError
 from sliders.runtime.adapter import Adapter
 from sliders.teacher.teacher import Teacher
-from sliders.training.states import Lesson, Pool, Rollout, StateSource
+from sliders.training.states import AnsweredStates, Pool, Rollout, StateSource
 from tests import tiny
 from tests.training import runs
 
@@ -40,7 +40,7 @@ def teacher(shared: DiffusionBackbone, adapter: Adapter) -> Teacher:
     return Teacher(shared, runs.RICH, adapter)
 
 
-def same(one: Lesson, other: Lesson) -> bool:
+def same(one: AnsweredStates, other: AnsweredStates) -> bool:
     """Bit by bit."""
     tensors = [[x.question, x.base, x.direction, *x.state.values()] for x in (one, other)]
     return all(torch.equal(a, b) for a, b in zip(*tensors, strict=True))
@@ -58,13 +58,13 @@ class TestEverySource:
         self, source: StateSource, teacher: Teacher, adapter: Adapter, shared: DiffusionBackbone
     ) -> None:
         """By a teacher that has seen nothing else, one row at a time."""
-        lesson = source.draw(teacher, adapter, runs.batch(SEEDS, PRESERVED))
+        answered = source.draw(teacher, adapter, runs.batch(SEEDS, PRESERVED))
         fresh = Teacher(shared, runs.RICH)
         for row in range(len(SEEDS)):
             one = torch.tensor([row])
-            base, direction = fresh.answer(take(lesson.state, one), lesson.question[one])
-            torch.testing.assert_close(lesson.base[one], base, rtol=1e-4, atol=1e-5)
-            torch.testing.assert_close(lesson.direction[one], direction, rtol=1e-4, atol=1e-5)
+            base, direction = fresh.answer(take(answered.state, one), answered.question[one])
+            torch.testing.assert_close(answered.base[one], base, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(answered.direction[one], direction, rtol=1e-4, atol=1e-5)
 
     def test_only_preserved_rows_ask_what_to_preserve(
         self, source: StateSource, teacher: Teacher, adapter: Adapter
@@ -72,9 +72,9 @@ class TestEverySource:
         questions: dict[bool, set[int]] = {True: set(), False: set()}
         for step in range(0, 15, 3):
             seeds = [100 * step + s for s in SEEDS]
-            lesson = source.draw(teacher, adapter, runs.batch(seeds, PRESERVED, step))
+            answered = source.draw(teacher, adapter, runs.batch(seeds, PRESERVED, step))
             for question, direction, preserved in zip(
-                lesson.question.tolist(), lesson.direction, PRESERVED, strict=True
+                answered.question.tolist(), answered.direction, PRESERVED, strict=True
             ):
                 questions[preserved].add(question)
                 assert bool(direction.any()) != preserved
@@ -107,14 +107,14 @@ class TestEverySource:
         state, prompt = {"latents": teacher.backbone.start([1]), "timestep": torch.tensor([501])}, torch.tensor([0])
         with torch.no_grad():
             base = teacher.backbone.predict(state, teacher.targets(prompt))
-            lesson = source.draw(teacher, adapter, runs.batch(SEEDS, PRESERVED))
+            answered = source.draw(teacher, adapter, runs.batch(SEEDS, PRESERVED))
             assert torch.equal(teacher.backbone.predict(state, teacher.targets(prompt)), base)
         assert runs.equal(before, adapter.state())
-        assert not any(t.requires_grad for t in (lesson.base, lesson.direction, *lesson.state.values()))
+        assert not any(t.requires_grad for t in (answered.base, answered.direction, *answered.state.values()))
 
     def test_a_row_asks_one_question(self, source: StateSource, teacher: Teacher, adapter: Adapter) -> None:
-        lesson = source.draw(teacher, adapter, runs.batch(SEEDS, PRESERVED))
-        sizes = {len(t) for t in (lesson.question, lesson.base, lesson.direction, *lesson.state.values())}
+        answered = source.draw(teacher, adapter, runs.batch(SEEDS, PRESERVED))
+        sizes = {len(t) for t in (answered.question, answered.base, answered.direction, *answered.state.values())}
         assert sizes == {len(SEEDS)}
 
     def test_preserved_rows_need_prompts_to_preserve(
@@ -158,10 +158,10 @@ class TestRollout:
         """A state of depth k is k steps from its noise, at its own magnitude and sign."""
         teacher, steps, seeds = Teacher(shared, runs.HAPPY, adapter), 2, list(range(12))
         items = runs.batch(seeds)
-        lesson = Rollout(steps=steps, guidance=1.0).draw(teacher, adapter, items)
+        answered = Rollout(steps=steps, guidance=1.0).draw(teacher, adapter, items)
         prompt, found = shared.encode(["a person"]), []
         for row, seed in enumerate(seeds):
-            mine = take(lesson.state, torch.tensor([row]))
+            mine = take(answered.state, torch.tensor([row]))
             for sign in (1, -1):
                 with torch.no_grad(), adapter.dial(sign * items.magnitudes[row : row + 1]):
                     path = shared.trajectory(lambda x: shared.predict(x, prompt), shared.start([seed]), steps, [seed])
@@ -313,8 +313,8 @@ class TestPool:
         """Or say how many trajectories have."""
         with pytest.raises(SliderError, match=r"Pool\.trajectories must be at least 3"):
             Pool(trajectories=2, steps=2).draw(teacher, adapter, runs.batch(SEEDS, PRESERVED))
-        lesson = Pool(trajectories=3, steps=2).draw(teacher, adapter, runs.batch(SEEDS, PRESERVED))
-        assert torch.equal(torch.isin(lesson.question, teacher.kept), torch.tensor(PRESERVED))
+        answered = Pool(trajectories=3, steps=2).draw(teacher, adapter, runs.batch(SEEDS, PRESERVED))
+        assert torch.equal(torch.isin(answered.question, teacher.kept), torch.tensor(PRESERVED))
 
     def test_the_identity_is_rolled_out_on_one_side(
         self, shared: DiffusionBackbone, adapter: Adapter, monkeypatch: pytest.MonkeyPatch
@@ -337,19 +337,19 @@ class TestPool:
         self, shared: DiffusionBackbone, adapter: Adapter, kept: int
     ) -> None:
         """At random depths, and asks about no others; they are states of the same trajectories."""
-        teacher, lessons = Teacher(shared, runs.HAPPY, adapter), {}
+        teacher, filled = Teacher(shared, runs.HAPPY, adapter), {}
         for count in (kept, None):
             pool = Pool(trajectories=16, steps=4, kept=count)
             before = teacher.evaluations
             pool.draw(teacher, adapter, runs.batch(SEEDS))
             assert pool._contents is not None
-            lessons[count] = pool._contents.lesson
+            filled[count] = pool._contents.answered
             assert teacher.evaluations - before == 16 * 4 + 16 * (count or 4) * 3
-        times = lessons[kept].state["timestep"].tolist()
+        times = filled[kept].state["timestep"].tolist()
         assert len(times) == 16 * kept
         assert len(set(times)) == 4
-        everything = lessons[None].state["latents"]
-        assert all((everything == x).flatten(1).all(1).any() for x in lessons[kept].state["latents"])
+        everything = filled[None].state["latents"]
+        assert all((everything == x).flatten(1).all(1).any() for x in filled[kept].state["latents"])
 
     @pytest.mark.parametrize("wrong", [{"trajectories": 1}, {"steps": 0}, {"refresh": 0}, {"growth": 0.5}, {"kept": 0}])
     def test_what_cannot_be_is_an_error(self, wrong: dict[str, int]) -> None:
@@ -366,14 +366,14 @@ class TestPool:
         teacher, pool = Teacher(model, runs.HAPPY, adapter), Pool(trajectories=2, steps=steps, kept=None)
         pool.draw(teacher, adapter, runs.batch(SEEDS))
         assert pool._contents is not None
-        assert len(pool._contents.lesson.question) == 2 * (2 * steps - 1)
+        assert len(pool._contents.answered.question) == 2 * (2 * steps - 1)
         Rollout(steps=steps).draw(teacher, adapter, runs.batch(list(range(20))))
         assert sum(counts) == teacher.evaluations
         times = Rollout(steps=1, guidance=1.0).draw(teacher, adapter, runs.batch(SEEDS)).state["timestep"]
         assert len(set(times.tolist())) == 1, "one step, and the last one of Heun asks once"
 
     def test_noise_on_the_way_is_each_trajectory_s_own(self) -> None:
-        """A lesson does not depend on the global state of chance, and a rollout's row not on the others."""
+        """A answered does not depend on the global state of chance, and a rollout's row not on the others."""
         model = UNetBackbone("tiny", scheduler="EulerAncestralDiscreteScheduler")
         model.use(tiny.stable_diffusion())
         adapter = Adapter(model, model.select_targets(["xattn"]), 2, 2.0)

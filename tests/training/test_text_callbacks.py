@@ -13,13 +13,13 @@ from sliders.concept import Concept, Measure
 from sliders.errors import SliderError
 from sliders.evaluation.settings import Settings
 from sliders.evaluation.texts.knowledge import evaluate_erasure
-from sliders.evaluation.texts.sampling import Speaking
+from sliders.evaluation.texts.sampling import TextSampling
 from sliders.formats import peft
 from sliders.losses.erasure import LogProbabilityLoss
 from sliders.resources.paths import Source
 from sliders.training.callbacks import FinalReport, Probe
 from sliders.training.erasure import ErasureReport
-from sliders.training.responses import Responses
+from sliders.training.states import Responses
 from tests import tiny, tiny_lm
 from tests.training import runs
 
@@ -90,7 +90,7 @@ def test_an_erasure_is_reported_as_it_is_asked_for(
         asked.append((tokens, temperature))
         return respond(model, conditioning, seeds, tokens, temperature)
 
-    model, report = module(tmp_path), ErasureReport([tmp_path / "pets.yaml"], Speaking(6, heat))
+    model, report = module(tmp_path), ErasureReport([tmp_path / "pets.yaml"], TextSampling(6, heat))
     runs.fit(model, tmp_path, 1, concept=concept)
     monkeypatch.setattr(CausalLMBackbone, "respond", watch)
     evaluate_erasure(model.backbone, model.adapter.dial, report.bodies, report.speaking)
@@ -125,7 +125,7 @@ def test_a_missing_neutral_text_is_known_before_the_training(concept: Concept, t
 
 @pytest.mark.parametrize(
     ("given", "words"),
-    [({"judge": Path("a-judge")}, "a-judge reads pictures"), ({"how": {"steps": 2}}, "no Speaking")],
+    [({"judge": Path("a-judge")}, "a-judge reads pictures"), ({"how": {"steps": 2}}, "no TextSampling")],
     ids=["judge", "how"],
 )
 def test_what_is_of_pictures_is_known_before_the_training(

@@ -18,7 +18,7 @@ from sliders.backbones.language.blocks import block_groups, block_of, check_bloc
 from sliders.backbones.language.loading import Stored, place_of
 from sliders.backbones.language.network import Network
 from sliders.backbones.language.prompts import Prompts, ends_of
-from sliders.backbones.language.sampling import Sampler, Steering
+from sliders.backbones.language.sampling import PromptSteering, Sampler
 from sliders.backbones.language.trial import try_out
 from sliders.backbones.origin import Origin
 from sliders.backbones.placement import Placement, weights
@@ -243,7 +243,7 @@ class CausalLMBackbone(AbstractBackbone):
         seeds: Sequence[int],
         tokens: int,
         temperature: float = 1.0,
-        steering: Steering | None = None,
+        steering: PromptSteering | None = None,
     ) -> Iterator[Tensor]:
         """Sampled tokens ``[n]``, one of every row at a time; see `Sampler.stream`."""
         return self.sampler.stream(conditioning, seeds, tokens, temperature, steering)
@@ -254,7 +254,7 @@ class CausalLMBackbone(AbstractBackbone):
         seeds: Sequence[int],
         tokens: int,
         temperature: float = 1.0,
-        steering: Steering | None = None,
+        steering: PromptSteering | None = None,
     ) -> TensorBatch:
         """States of sampled responses of up to ``tokens`` tokens; see `Sampler.stream`."""
         return self.sampler.respond(conditioning, seeds, tokens, temperature, steering)

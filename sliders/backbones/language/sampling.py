@@ -15,7 +15,7 @@ from sliders.formula import plausible, steer
 
 
 @dataclass(frozen=True)
-class Steering:
+class PromptSteering:
     """The formula at sampling time, without any slider: ``y0(target) + amount [y0(positive) - y0(negative)]``.
 
     Args:
@@ -63,7 +63,7 @@ class Sampler:
         seeds: Sequence[int],
         tokens: int,
         temperature: float = 1.0,
-        steering: Steering | None = None,
+        steering: PromptSteering | None = None,
     ) -> Iterator[Tensor]:
         """Sample responses, one token ``[n]`` of every row at a time; rows that have ended give padding.
 
@@ -111,7 +111,7 @@ class Sampler:
         seeds: Sequence[int],
         tokens: int,
         temperature: float = 1.0,
-        steering: Steering | None = None,
+        steering: PromptSteering | None = None,
     ) -> TensorBatch:
         """States ``[n, tokens]`` of sampled responses of up to ``tokens`` tokens; see `stream`."""
         device = self.network.device

@@ -15,7 +15,7 @@ from sliders.backbones.language.model import CausalLMBackbone
 from sliders.batch import TensorBatch, repeat, rows, take
 from sliders.concept import BETWEEN, Concept, read_prompts
 from sliders.errors import SliderError
-from sliders.evaluation.texts.sampling import Speaking, say_over_dial
+from sliders.evaluation.texts.sampling import TextSampling, say_over_dial
 from sliders.evaluation.texts.scores import SCORES, distinct, read, repetition
 from sliders.report.drawing import dial_label
 from sliders.runtime.dials import DialContext
@@ -162,10 +162,10 @@ def evaluate_text(
     concept: Concept,
     dials: Sequence[float],
     prompts: int = 64,
-    how: Speaking | None = None,
+    how: TextSampling | None = None,
 ) -> TextDose:
     """Let the model answer held-out messages over the dial, under the concept's target, and read what it says."""
-    how, dials = how or Speaking(), [float(d) for d in dials]
+    how, dials = how or TextSampling(), [float(d) for d in dials]
     messages = heldout_messages(concept, prompts)
     states = say_over_dial(backbone, turn, [concept.target + BETWEEN + m for m in messages], dials, how)
     texts = [backbone.text(state) for state in states]

@@ -17,7 +17,7 @@ from sliders.batch import take
 from sliders.concept import BETWEEN, read_prompts
 from sliders.errors import SliderError
 from sliders.evaluation.texts.dose import on_neutral_text
-from sliders.evaluation.texts.sampling import Speaking
+from sliders.evaluation.texts.sampling import TextSampling
 from sliders.evaluation.texts.scores import repetition
 from sliders.files import read_yaml, write_text
 from sliders.runtime.dials import DialContext
@@ -168,7 +168,7 @@ def evaluate_erasure(
     backbone: CausalLMBackbone,
     turn: DialContext,
     bodies: Sequence[Facts],
-    how: Speaking,
+    how: TextSampling,
     answers: int = 24,
 ) -> Erased:
     """Ask about all bodies and let the model answer questions about the first, at dials 0 and 1.

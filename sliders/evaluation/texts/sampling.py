@@ -6,17 +6,17 @@ from dataclasses import replace
 import torch
 
 from sliders.backbones.language.model import CausalLMBackbone
-from sliders.backbones.language.sampling import Steering
+from sliders.backbones.language.sampling import PromptSteering
 from sliders.backbones.reading import check_directions
 from sliders.batch import TensorBatch, join, take
 from sliders.concept import BETWEEN, Concept
-from sliders.evaluation.texts.settings import Speaking
+from sliders.evaluation.texts.settings import TextSampling
 from sliders.runtime.dials import DialContext
 
 
 @torch.no_grad()
 def say_over_dial(
-    backbone: CausalLMBackbone, turn: DialContext, prompts: Sequence[str], dials: Sequence[float], how: Speaking
+    backbone: CausalLMBackbone, turn: DialContext, prompts: Sequence[str], dials: Sequence[float], how: TextSampling
 ) -> list[TensorBatch]:
     """Responses to all prompts at every position of a dial, with the same seeds: a state of all prompts each."""
     conditioning = backbone.encode(prompts)
@@ -34,7 +34,7 @@ def say_over_dial(
 
 @torch.no_grad()
 def say_with_oracle(
-    backbone: CausalLMBackbone, concept: Concept, messages: Sequence[str], amounts: Sequence[float], how: Speaking
+    backbone: CausalLMBackbone, concept: Concept, messages: Sequence[str], amounts: Sequence[float], how: TextSampling
 ) -> list[TensorBatch]:
     """Responses by the formula itself at sampling time, without any slider, at each amount (dial times eta)."""
 
@@ -47,7 +47,7 @@ def say_with_oracle(
         parts = []
         for start in range(0, len(messages), how.batch):
             part = messages[start : start + how.batch]
-            steering = Steering(
+            steering = PromptSteering(
                 [asked(p, part) for p in concept.positives],
                 [asked(n, part) for n in concept.negatives],
                 torch.full((len(part),), amount, device=backbone.device),

@@ -10,7 +10,7 @@ NEUTRAL = shipped("data/text/neutral.txt")
 
 
 @dataclass(frozen=True)
-class Speaking:
+class TextSampling:
     """How texts are sampled and measured.
 
     Args:

@@ -11,7 +11,7 @@ from sliders.concept import BETWEEN, read_prompts
 from sliders.errors import SliderError
 from sliders.evaluation.texts.dose import evaluate_text, heldout_messages
 from sliders.evaluation.texts.report import write_text_report
-from sliders.evaluation.texts.sampling import Speaking, say_over_dial
+from sliders.evaluation.texts.sampling import TextSampling, say_over_dial
 from sliders.evaluation.texts.scores import read
 from sliders.evaluation.watching import Finished, Watch
 from sliders.runtime.dials import DialContext
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class TextWatch(Watch[CausalLMBackbone, Speaking]):
+class TextWatch(Watch[CausalLMBackbone, TextSampling]):
     """Responses to held-out messages over the dial, read by the concept's score.
 
     Raises:
@@ -36,16 +36,16 @@ class TextWatch(Watch[CausalLMBackbone, Speaking]):
         read_prompts(self.plan.how.neutral)
 
     def look(
-        self, backbone: CausalLMBackbone, turn: DialContext, board: "SummaryWriter | None", step: int
+        self, backbone: CausalLMBackbone, turn: DialContext, dial_controls: "SummaryWriter | None", step: int
     ) -> Mapping[str, float]:
         """The difference of the mean score between the ends, where the concept names a score."""
         dials, messages = self.plan.dials, heldout_messages(self.concept, self.plan.scenes)
         prompts = [self.concept.target + BETWEEN + message for message in messages]
         states = say_over_dial(backbone, turn, prompts, dials, self.plan.how)
         texts = [backbone.text(state) for state in states]
-        if board is not None:
+        if dial_controls is not None:
             lines = [f"{dial:+g}: {said[0]}" for dial, said in zip(dials, texts, strict=True)]
-            board.add_text(messages[0], "\n\n".join(lines), step)
+            dial_controls.add_text(messages[0], "\n\n".join(lines), step)
         score = self.concept.measure.attribute if self.concept.measure else ""
         if not score:
             return {}

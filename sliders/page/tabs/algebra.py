@@ -6,22 +6,22 @@ import gradio as gr
 
 from sliders.errors import SliderError
 from sliders.page.session import Session
-from sliders.page.tabs.images import Easel
-from sliders.page.widgets import AT_ONCE, PROGRESS, Board, Values, humane, told, user_of
+from sliders.page.tabs.images import PictureControls
+from sliders.page.widgets import AT_ONCE, PROGRESS, DialControls, Values, humane, told, user_of
 
 _PICTURES, _LANGUAGE = "of pictures", "of language"
 
 
-def build(session: Session, tab: gr.Tab, easel: Easel, boards: dict[str, Board]) -> None:
+def build(session: Session, tab: gr.Tab, controls: PictureControls, of_models: dict[str, DialControls]) -> None:
     """Put the tab on the page.
 
     Args:
         session: that does it.
         tab: it is in; what can be chosen is read anew when it is opened.
-        easel: whose prompt, seed, steps and guidance the measurements of pictures use.
-        boards: of the two kinds of sliders, pictures first.
+        controls: whose prompt, seed, steps and guidance the measurements of pictures use.
+        of_models: of the two kinds of sliders, pictures first.
     """
-    named: dict[str, Board] = dict(zip((_PICTURES, _LANGUAGE), boards.values(), strict=True))
+    named: dict[str, DialControls] = dict(zip((_PICTURES, _LANGUAGE), of_models.values(), strict=True))
     opening = session.images.opening
     kind = gr.Radio(list(named), value=_PICTURES, label="Sliders and edits")
     chosen = gr.CheckboxGroup(opening, value=opening, label="Which", elem_id="chosen")
@@ -48,11 +48,11 @@ def build(session: Session, tab: gr.Tab, easel: Easel, boards: dict[str, Board])
 
     @humane
     def measured(values: Values, request: gr.Request, progress: gr.Progress = PROGRESS) -> str:
-        return session.measure(user_of(request), easel.canvas(values), values[chosen], values[count], told(progress))
+        return session.measure(user_of(request), controls.canvas(values), values[chosen], values[count], told(progress))
 
     @humane
     def dosed(values: Values, request: gr.Request, progress: gr.Progress = PROGRESS) -> str:
-        return session.dose(user_of(request), easel.canvas(values), values[chosen], values[count], told(progress))
+        return session.dose(user_of(request), controls.canvas(values), values[chosen], values[count], told(progress))
 
     @humane
     def explained(values: Values, request: gr.Request, progress: gr.Progress = PROGRESS) -> str:
@@ -62,9 +62,9 @@ def build(session: Session, tab: gr.Tab, easel: Easel, boards: dict[str, Board])
 
     private: dict[str, Any] = {"api_visibility": "private"}
     shared: dict[str, Any] = {**private, "concurrency_id": "pictures", "concurrency_limit": AT_ONCE}
-    listed = [kind, *(board.keys for board in boards.values())]
+    listed = [kind, *(dial_controls.keys for dial_controls in of_models.values())]
     gr.on([tab.select, kind.change], known, listed, [chosen, what], show_progress="hidden", **private)
     relate.click(relations, {chosen}, shown, **shared)
-    measure.click(measured, easel.components | {chosen, count}, shown, **shared)
-    dose.click(dosed, easel.components | {chosen, count}, shown, **shared)
+    measure.click(measured, controls.components | {chosen, count}, shown, **shared)
+    dose.click(dosed, controls.components | {chosen, count}, shown, **shared)
     explain.click(explained, {what}, shown, **shared)

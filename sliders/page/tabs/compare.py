@@ -7,11 +7,11 @@ import gradio as gr
 from sliders.errors import SliderError
 from sliders.page import pictures
 from sliders.page.session import Session
-from sliders.page.tabs.images import Easel
-from sliders.page.widgets import AT_ONCE, PROGRESS, Board, Values, humane, told, user_of
+from sliders.page.tabs.images import PictureControls
+from sliders.page.widgets import AT_ONCE, PROGRESS, DialControls, Values, humane, told, user_of
 
 
-def build(session: Session, tab: gr.Tab, easel: Easel, board: Board) -> None:
+def build(session: Session, tab: gr.Tab, controls: PictureControls, dial_controls: DialControls) -> None:
     """Put the tab on the page; it paints what the Images tab's prompt, seed and sampling say."""
     opening = session.images.opening
     with gr.Row(elem_classes="low"):
@@ -29,14 +29,18 @@ def build(session: Session, tab: gr.Tab, easel: Easel, board: Board) -> None:
     def compare(values: Values, request: gr.Request, progress: gr.Progress = PROGRESS) -> str:
         if not values[key]:
             raise SliderError("choose a slider or an edit to look at")
-        canvas = easel.canvas(values)
+        canvas = controls.canvas(values)
         return pictures.comparison(
             session.compare(user_of(request), canvas, values[key], values[position], told(progress)), values[key]
         )
 
     private: dict[str, Any] = {"api_visibility": "private"}
-    tab.select(lambda keys: gr.update(choices=keys), board.keys, key, show_progress="hidden", **private)
+    tab.select(lambda keys: gr.update(choices=keys), dial_controls.keys, key, show_progress="hidden", **private)
     look.click(
-        compare, easel.components | {key, position}, shown, concurrency_id="pictures", concurrency_limit=AT_ONCE,
+        compare,
+        controls.components | {key, position},
+        shown,
+        concurrency_id="pictures",
+        concurrency_limit=AT_ONCE,
         **private,
-    )  # fmt: skip
+    )

@@ -7,17 +7,17 @@ import gradio as gr
 from gradio.blocks import Block
 
 from sliders.errors import SliderError
-from sliders.page.library import Entry, Library
+from sliders.page.library import Library, ShownDial
 from sliders.page.session import Session
-from sliders.page.widgets import Board, Values, humane
+from sliders.page.widgets import DialControls, Values, humane
 
 
-def build(session: Session, board: Board, library: Library, what: str) -> None:
+def build(session: Session, dial_controls: DialControls, library: Library, what: str) -> None:
     """Put it on the page.
 
     Args:
         session: that does it.
-        board: the tab's dials, of which there is one more after an upload.
+        dial_controls: the tab's dials, of which there is one more after an upload.
         library: the tab's.
         what: its model makes, in a word.
     """
@@ -41,8 +41,8 @@ def build(session: Session, board: Board, library: Library, what: str) -> None:
             got = gr.File(label="Your file", interactive=False, height=70, elem_id=f"download-{what}")
     choices = [left, right, one]
 
-    def added(values: Values, entry: Entry) -> dict[Block, Any]:
-        keys, changes = board.with_one_more(values, entry)
+    def added(values: Values, entry: ShownDial) -> dict[Block, Any]:
+        keys, changes = dial_controls.with_one_more(values, entry)
         return {**changes, **{choice: gr.update(choices=keys) for choice in choices}}
 
     @humane
@@ -69,11 +69,11 @@ def build(session: Session, board: Board, library: Library, what: str) -> None:
 
     @humane
     def compose(values: Values) -> str:
-        return str(session.composition(board.positions(values)))
+        return str(session.composition(dial_controls.positions(values)))
 
-    changed = [board.keys, *board.dials, *choices, said]
+    changed = [dial_controls.keys, *dial_controls.dials, *choices, said]
     private: dict[str, Any] = {"api_visibility": "private", "concurrency_id": what}
-    sent.upload(upload, {board.keys, sent}, changed, **private)
-    join.click(hinge, {board.keys, left, right}, changed, **private)
+    sent.upload(upload, {dial_controls.keys, sent}, changed, **private)
+    join.click(hinge, {dial_controls.keys, left, right}, changed, **private)
     get_one.click(download, {one}, got, **private)
-    get_all.click(compose, board.components, got, **private)
+    get_all.click(compose, dial_controls.components, got, **private)

@@ -12,14 +12,14 @@ from sliders.page import pictures
 from sliders.page.requests import MOST_ON_A_SIDE, Axis, Canvas
 from sliders.page.session import Session
 from sliders.page.tabs import files
-from sliders.page.widgets import AT_ONCE, PROGRESS, Board, Values, humane, in_words, told, user_of
+from sliders.page.widgets import AT_ONCE, PROGRESS, DialControls, Values, humane, in_words, told, user_of
 from sliders.report.drawing import dial_label
 
 NOBODY = "none"
 WAITING = '<div class="waiting">The first picture comes in a moment.</div>'
 
 
-class Easel:
+class PictureControls:
     """The controls of what is painted; other tabs paint the same."""
 
     def __init__(self, prompt: str, size: tuple[int, int]) -> None:
@@ -57,12 +57,12 @@ class Easel:
         return Canvas(values[self.prompt], values[self.seed] or 0, steps, values[self.guidance], start, *size)
 
 
-def build(session: Session, prompt: str, page: gr.Blocks) -> tuple[Easel, Board]:
+def build(session: Session, prompt: str, page: gr.Blocks) -> tuple[PictureControls, DialControls]:
     """Put the tab on the page."""
     with gr.Row():
         with gr.Column(scale=5, min_width=320):
-            easel = Easel(prompt, session.backbone.size())
-            board = Board.build(session.images.entries(session.images.opening))
+            controls = PictureControls(prompt, session.backbone.size())
+            dial_controls = DialControls.build(session.images.entries(session.images.opening))
             if not session.images.opening:
                 gr.Markdown("There is no slider yet: upload one below, or train one with `make train`.")
         with gr.Column(scale=6, min_width=320, elem_classes="stage"):
@@ -80,12 +80,12 @@ def build(session: Session, prompt: str, page: gr.Blocks) -> tuple[Easel, Board]
             count = gr.Slider(3, MOST_ON_A_SIDE, 5, step=2, label="Pictures on a side", min_width=140)
         paint_grid = gr.Button("Draw it")
         gridded = gr.HTML(elem_id="grid")
-    files.build(session, board, session.images, "pictures")
-    inputs = board.components | easel.components
+    files.build(session, dial_controls, session.images, "pictures")
+    inputs = dial_controls.components | controls.components
 
     @humane
     def draw(values: Values, request: gr.Request, progress: gr.Progress = PROGRESS) -> tuple[str, str]:
-        canvas, positions = easel.canvas(values), board.positions(values)
+        canvas, positions = controls.canvas(values), dial_controls.positions(values)
         drawn = session.draw(user_of(request), canvas, positions, told(progress))
         said = in_words(positions)
         html = pictures.pair(drawn.base, drawn.turned, canvas.prompt, said)
@@ -100,11 +100,13 @@ def build(session: Session, prompt: str, page: gr.Blocks) -> tuple[Easel, Board]
         ]
         if chosen[0] is None:
             raise SliderError("choose the dial that the strip goes along")
-        positions = board.positions(values)
-        painted = session.grid(user_of(request), easel.canvas(values), positions, chosen[0], chosen[1], told(progress))
+        positions = dial_controls.positions(values)
+        painted = session.grid(
+            user_of(request), controls.canvas(values), positions, chosen[0], chosen[1], told(progress)
+        )
         labels = [[dial_label(round(p, 2)) for p in axis.positions] if axis else [""] for axis in chosen]
         corner = f"{chosen[1].key} ↓  {chosen[0].key} →" if chosen[1] else f"{chosen[0].key} →"
-        return pictures.table(painted, labels[0], labels[1], corner, values[easel.prompt])
+        return pictures.table(painted, labels[0], labels[1], corner, values[controls.prompt])
 
     once: dict[str, Any] = {
         "api_visibility": "private", "concurrency_id": "pictures", "concurrency_limit": AT_ONCE,
@@ -113,15 +115,22 @@ def build(session: Session, prompt: str, page: gr.Blocks) -> tuple[Easel, Board]
         "fn": draw, "inputs": inputs, "outputs": [shown, status], "trigger_mode": "multiple",
         "show_progress": "minimal", "show_progress_on": [status], **once,
     }  # fmt: skip
-    easel.prompt.submit(**drawing)
-    for control in (*board.dials, easel.steps, easel.guidance, easel.start):
+    controls.prompt.submit(**drawing)
+    for control in (*dial_controls.dials, controls.steps, controls.guidance, controls.start):
         control.release(**drawing)
-    for number in (easel.seed, easel.height, easel.width):
+    for number in (controls.seed, controls.height, controls.width):
         number.change(**drawing)
-    easel.dice.click(lambda: random.randrange(10_000), None, easel.seed, api_visibility="private")
-    easel.zero.click(lambda: [0.0] * len(board.dials), None, board.dials, api_visibility="private").then(**drawing)
+    controls.dice.click(lambda: random.randrange(10_000), None, controls.seed, api_visibility="private")
+    controls.zero.click(
+        lambda: [0.0] * len(dial_controls.dials), None, dial_controls.dials, api_visibility="private"
+    ).then(**drawing)
     paint_grid.click(grid, inputs | {across, down, reach, count}, gridded, **once)
-    gr.on([board.keys.change], lambda known: [gr.update(choices=[NOBODY, *known])] * 2, board.keys, [across, down],
-          api_visibility="private")  # fmt: skip
+    gr.on(
+        [dial_controls.keys.change],
+        lambda known: [gr.update(choices=[NOBODY, *known])] * 2,
+        dial_controls.keys,
+        [across, down],
+        api_visibility="private",
+    )
     page.load(**drawing)
-    return easel, board
+    return controls, dial_controls

@@ -8,17 +8,17 @@ import gradio as gr
 from sliders.page.requests import Speech
 from sliders.page.session import Session
 from sliders.page.tabs import files
-from sliders.page.widgets import AT_ONCE, Board, Values, humane, in_words, user_of
+from sliders.page.widgets import AT_ONCE, DialControls, Values, humane, in_words, user_of
 
 
-def build(session: Session) -> Board:
+def build(session: Session) -> DialControls:
     """Put the tab on the page."""
     with gr.Row():
         with gr.Column(scale=5, min_width=320):
             message = gr.Textbox(
                 "Tell me about your weekend.", label="Message", lines=2, max_length=600, elem_id="message"
             )
-            board = Board.build(session.texts.entries(session.texts.opening))
+            dial_controls = DialControls.build(session.texts.entries(session.texts.opening))
             if not session.texts.opening:
                 gr.Markdown("There is no slider of language yet: upload one below, or train one.")
             with gr.Accordion("Sampling", open=False):
@@ -41,12 +41,12 @@ def build(session: Session) -> Board:
                     for name, label in (("base", "Base"), ("turned", "With the dials"))
                 )  # fmt: skip
             status = gr.HTML(f'<div class="status" role="status">{_about(session)}</div>')
-    files.build(session, board, session.texts, "language")
-    inputs = board.components | {message, instruction, chat, seed, tokens, temperature}
+    files.build(session, dial_controls, session.texts, "language")
+    inputs = dial_controls.components | {message, instruction, chat, seed, tokens, temperature}
 
     @humane
     def answer(values: Values, request: gr.Request) -> Iterator[tuple[str, str, str]]:
-        positions = board.positions(values)
+        positions = dial_controls.positions(values)
         speech = Speech(
             values[message], values[instruction], values[chat], values[seed] or 0, values[tokens], values[temperature]
         )
@@ -64,7 +64,7 @@ def build(session: Session) -> Board:
     }  # fmt: skip
     write.click(**writing)
     halt.click(stop, queue=False, api_visibility="private")
-    return board
+    return dial_controls
 
 
 def _about(session: Session) -> str:

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 
 from sliders.report.drawing import plt
-from sliders.studies.behavioural_laws import STRAIGHT, DialPath, Measured
+from sliders.studies.behavioural_laws import STRAIGHT, DialPath, MeasuredLaw
 from sliders.studies.interference import Forecast
 
 _BLUE, _GREY = "#30638e", "#8d96a3"
 
 
-def gaps_figure(measured: Sequence[Measured]) -> Figure:
+def gaps_figure(measured: Sequence[MeasuredLaw]) -> Figure:
     """Each gap with its interval, and its null beside it."""
     figure, axis = plt.subplots(figsize=(8, 1.2 + 0.32 * len(measured)), layout="constrained")
     for k, one in enumerate(reversed(measured)):
@@ -52,7 +52,7 @@ def scatter_figure(forecast: Forecast, pairs: Sequence[tuple[str, str]]) -> Figu
     return figure
 
 
-def gap_rows(measured: Sequence[Measured]) -> list[list[str]]:
+def gap_rows(measured: Sequence[MeasuredLaw]) -> list[list[str]]:
     """A line of a table for each; see `GAP_HEADINGS`."""
 
     def chance(p: float | None) -> str:

@@ -18,7 +18,7 @@ from sliders.runtime.attach import attach
 from sliders.runtime.layers import layer_weights
 from sliders.studies.behavioural_laws import (
     STRAIGHT,
-    Measured,
+    MeasuredLaw,
     behavioural_order_gap,
     interactions,
     matrix,
@@ -28,7 +28,7 @@ from sliders.studies.behavioural_laws import (
 from sliders.studies.interference import advice, covariances, forecasts, remedies
 from sliders.studies.laws.report import GAP_HEADINGS, gap_rows, gaps_figure, paths_figure, scatter_figure
 
-Fit = Callable[[str, int, Slider | None], Slider]
+FitSlider = Callable[[str, int, Slider | None], Slider]
 """Trains the named slider with a seed, on the base with another one where there is one."""
 
 
@@ -131,7 +131,7 @@ def behaviour(states: BaseStates, dials: Sequence[NamedDial], twins: Mapping[str
     return report
 
 
-def _oracles(told: Behaviour, dials: Sequence[NamedDial], twins: Mapping[str, str]) -> list[Measured]:
+def _oracles(told: Behaviour, dials: Sequence[NamedDial], twins: Mapping[str, str]) -> list[MeasuredLaw]:
     """Of each slider that says its concept and eta, of all pairs, and of all together."""
     known = {d.name: d for d in dials if {"sliders.concept", "sliders.eta"} <= d.metadata.keys()}
     amounts = {name: (name, concept_of(dial), number_of(dial, "sliders.eta")) for name, dial in known.items()}
@@ -141,7 +141,7 @@ def _oracles(told: Behaviour, dials: Sequence[NamedDial], twins: Mapping[str, st
 
 
 def _forecast(
-    report: Report, states: BaseStates, dials: Sequence[NamedDial], pairs: Sequence[Measured], table: Tensor
+    report: Report, states: BaseStates, dials: Sequence[NamedDial], pairs: Sequence[MeasuredLaw], table: Tensor
 ) -> None:
     """Predicted against measured, and what helps the pair that interacts most."""
     sliders = [dial for dial in dials if isinstance(dial, Slider)]
@@ -179,7 +179,7 @@ def _forecast(
         )
 
 
-def fitting(states: BaseStates, sliders: Sequence[Slider], fit: Fit, seeds: int) -> Report:
+def fitting(states: BaseStates, sliders: Sequence[Slider], fit: FitSlider, seeds: int) -> Report:
     """Does it matter which slider was trained first?  Seed 0 of what is trained on the bare base is ``sliders``."""
     report = Report(
         "Laws of sliders: order of fitting",
@@ -188,7 +188,7 @@ def fitting(states: BaseStates, sliders: Sequence[Slider], fit: Fit, seeds: int)
         "scenes of the base.",
     )
     alone = {s.name: [s, *(fit(s.name, seed, None) for seed in range(1, seeds))] for s in sliders}
-    found: list[Measured] = []
+    found: list[MeasuredLaw] = []
     benefit: list[list[str]] = []
     for a, b in itertools.combinations(alone, 2):
         first_a = [(one, fit(b, seed, one)) for seed, one in enumerate(alone[a])]

@@ -21,7 +21,7 @@ _NAMES_FILE = re.compile(r"[\w./-]+\.(?:txt|ya?ml)")
 
 
 @dataclass(frozen=True)
-class Entry:
+class ComparedEdit:
     """An edit in the table.
 
     Args:
@@ -42,7 +42,7 @@ class Entry:
 class FittedEdits:
     """The edits of a study, each fitted once and kept."""
 
-    def __init__(self, backbone: AbstractBackbone, entries: Mapping[str, Entry], folder: Path) -> None:
+    def __init__(self, backbone: AbstractBackbone, entries: Mapping[str, ComparedEdit], folder: Path) -> None:
         self.backbone, self.entries, self.folder = backbone, entries, folder
         self._known: dict[str, Affine] = {}
 

@@ -28,13 +28,13 @@ from sliders.algebra.laws import (
     is_invertible,
     is_transitive,
 )
-from sliders.algebra.slider import Partial
+from sliders.algebra.slider import Interpolated
 from sliders.evaluation.base_states import BaseStates, Behaviour
 from sliders.files import write_text
 from sliders.runtime.attach import attach
 from sliders.runtime.baking import baked
 from sliders.runtime.layers import layer_weights
-from sliders.studies.behavioural_laws import Gap, Measured, against_null, interaction, path
+from sliders.studies.behavioural_laws import MeasuredLaw, SceneResiduals, against_null, interaction, path
 from sliders.studies.methods.fits import FittedEdits, hash_of
 
 VERSION = 1
@@ -79,8 +79,8 @@ class Study:
         laws = {
             "invertible": is_invertible(edit),
             "idempotent": is_idempotent(edit),
-            "additive": is_additive(Partial(name, edit)),
-            "group": is_group(Partial(name, edit)),
+            "additive": is_additive(Interpolated(name, edit)),
+            "group": is_group(Interpolated(name, edit)),
         }
         if laws["invertible"]:
             biases = {module: bias for module, (_, bias) in layers.items() if bias is not None}
@@ -116,16 +116,16 @@ class Study:
             null, found = self._twin_gap(ac, wanted, whole), {}
             for first, second in ((ab, bc), (bc, ab)):
                 made = self._change(self.fits(second, on=first) @ self.fits(first))
-                gap = Gap(self.states.squared(made - wanted), whole)
+                gap = SceneResiduals(self.states.squared(made - wanted), whole)
                 found[f"{first}, then {second}"] = against_null("chain", (first, second), gap, null).to_dict()
             return found
 
         return self._kept("chain", [self.fits.key(name) for name in (ab, bc, ac)], measure)
 
-    def _twin_gap(self, name: str, change: Tensor, whole: Tensor) -> Gap | None:
+    def _twin_gap(self, name: str, change: Tensor, whole: Tensor) -> SceneResiduals | None:
         if not self.fits.has_twin(name):
             return None
-        return Gap(self.states.squared(self._change(self.fits(name, 1)) - change), whole)
+        return SceneResiduals(self.states.squared(self._change(self.fits(name, 1)) - change), whole)
 
     def behaviour(self, name: str) -> dict[str, Any]:
         """What the dial of an edit does to predictions, and doing it twice."""
@@ -134,10 +134,10 @@ class Study:
             edit = self.fits(name)
             once = self._change(edit)
             whole = self.states.squared(once)
-            twice = Gap(self.states.squared(self._change(edit @ edit) - once), whole)
+            twice = SceneResiduals(self.states.squared(self._change(edit @ edit) - once), whole)
             laws = [against_null("idempotence", (name,), twice, self._twin_gap(name, once, whole))]
-            twin = [Partial("twin", self.fits(name, 1))] if self.fits.has_twin(name) else []
-            with attach(self.states.backbone, [Partial(name, edit), *twin]) as dials:
+            twin = [Interpolated("twin", self.fits(name, 1))] if self.fits.has_twin(name) else []
+            with attach(self.states.backbone, [Interpolated(name, edit), *twin]) as dials:
                 found = path(Behaviour(self.states, dials), name, {name: "twin"} if twin else {})
             return {"laws": [m.to_dict() for m in (*laws, *found.laws)], "straight": found.straight}
 
@@ -157,20 +157,20 @@ class Study:
 
         return self._kept("pair", [self.fits.key(name, seed) for name in (a, b) for seed in seeds], measure)
 
-    def _interaction(self, a: str, b: str, twins: bool) -> Measured:
-        dials = [Partial(name, self.fits(name)) for name in (a, b)]
-        others = [Partial(f"{name} (twin)", self.fits(name, 1)) for name in (a, b)] if twins else []
+    def _interaction(self, a: str, b: str, twins: bool) -> MeasuredLaw:
+        dials = [Interpolated(name, self.fits(name)) for name in (a, b)]
+        others = [Interpolated(f"{name} (twin)", self.fits(name, 1)) for name in (a, b)] if twins else []
         with attach(self.states.backbone, [*dials, *others]) as attached:
             named = {name: f"{name} (twin)" for name in (a, b)} if twins else {}
             return interaction(Behaviour(self.states, attached), a, b, named)
 
-    def _order(self, a: str, b: str, twins: bool) -> Measured:
+    def _order(self, a: str, b: str, twins: bool) -> MeasuredLaw:
         """Of application: both fitted on the base."""
         one, two = self._change(self.fits(a) @ self.fits(b)), self._change(self.fits(b) @ self.fits(a))
         other = self._change(self.fits(a, 1) @ self.fits(b, 1)) if twins else None
         return self._gap("order of application", (a, b), one, two, other)
 
-    def _order_of_fitting(self, a: str, b: str, twins: bool) -> Measured:
+    def _order_of_fitting(self, a: str, b: str, twins: bool) -> MeasuredLaw:
         """The second fitted on the base with the first; a trained slider stays as it was trained."""
 
         def both(first: str, second: str, seed: int) -> Tensor:
@@ -179,11 +179,11 @@ class Study:
 
         return self._gap("order of fitting", (a, b), both(a, b, 0), both(b, a, 0), both(a, b, 1) if twins else None)
 
-    def _gap(self, law: str, of: tuple[str, str], one: Tensor, two: Tensor, twin: Tensor | None) -> Measured:
+    def _gap(self, law: str, of: tuple[str, str], one: Tensor, two: Tensor, twin: Tensor | None) -> MeasuredLaw:
         squared = self.states.squared
         whole = (squared(one) + squared(two)) / 2
-        null = None if twin is None else Gap(squared(one - twin), whole)
-        return against_null(law, of, Gap(squared(one - two), whole), null)
+        null = None if twin is None else SceneResiduals(squared(one - twin), whole)
+        return against_null(law, of, SceneResiduals(squared(one - two), whole), null)
 
     def _refitted(self, a: str, b: str) -> dict[str, float]:
         """How far an edit that was fitted on the other one is from itself fitted on the base, as maps."""

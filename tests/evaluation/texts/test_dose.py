@@ -14,13 +14,13 @@ import torch
 
 from sliders.algebra.slider import Slider
 from sliders.backbones.language.model import CausalLMBackbone
-from sliders.backbones.language.sampling import Steering
+from sliders.backbones.language.sampling import PromptSteering
 from sliders.concept import Concept, Measure
 from sliders.console import say
 from sliders.errors import SliderError
 from sliders.evaluation.texts.dose import TextDose, evaluate_text, heldout_messages, log_odds, on_neutral_text
 from sliders.evaluation.texts.report import write_text_report
-from sliders.evaluation.texts.sampling import Speaking, say_over_dial, say_with_oracle
+from sliders.evaluation.texts.sampling import TextSampling, say_over_dial, say_with_oracle
 from sliders.evaluation.texts.scores import SCORES, words
 from sliders.runtime.attach import attach
 from sliders.runtime.dials import DialContext
@@ -63,11 +63,11 @@ def concept(tmp_path_factory: pytest.TempPathFactory) -> Concept:
 
 
 @pytest.fixture(scope="module")
-def how(tmp_path_factory: pytest.TempPathFactory) -> Speaking:
+def how(tmp_path_factory: pytest.TempPathFactory) -> TextSampling:
     """Short responses."""
     neutral = tmp_path_factory.mktemp("neutral") / "neutral.txt"
     neutral.write_text("\n".join(NEUTRAL))
-    return Speaking(tokens=7, batch=3, neutral=neutral)
+    return TextSampling(tokens=7, batch=3, neutral=neutral)
 
 
 @contextmanager
@@ -78,7 +78,7 @@ def turning(lm: CausalLMBackbone, slider: Slider) -> Iterator[DialContext]:
 
 
 @pytest.fixture(scope="module")
-def dose(lm: CausalLMBackbone, moving: Slider, concept: Concept, how: Speaking) -> TextDose:
+def dose(lm: CausalLMBackbone, moving: Slider, concept: Concept, how: TextSampling) -> TextDose:
     """What is looked at from all sides."""
     with turning(lm, moving) as turn:
         return evaluate_text(lm, turn, concept, DIALS, 4, how)
@@ -95,7 +95,7 @@ def neutral_log_probabilities(lm: CausalLMBackbone) -> list[tuple[torch.Tensor, 
     return found
 
 
-def test_dial_0_is_the_base(lm: CausalLMBackbone, dose: TextDose, concept: Concept, how: Speaking) -> None:
+def test_dial_0_is_the_base(lm: CausalLMBackbone, dose: TextDose, concept: Concept, how: TextSampling) -> None:
     middle = DIALS.index(0)
     assert dose.divergence[middle] == 0
     own = [p.gather(1, tokens[:, None]) for tokens, p in neutral_log_probabilities(lm)]
@@ -106,7 +106,7 @@ def test_dial_0_is_the_base(lm: CausalLMBackbone, dose: TextDose, concept: Conce
 
 
 def test_every_dial_is_measured_with_the_slider_there(
-    lm: CausalLMBackbone, dose: TextDose, moving: Slider, concept: Concept, how: Speaking
+    lm: CausalLMBackbone, dose: TextDose, moving: Slider, concept: Concept, how: TextSampling
 ) -> None:
     base = neutral_log_probabilities(lm)
     prompts = lm.encode([f"{concept.target}\n\n{message}" for message in MESSAGES])
@@ -137,7 +137,7 @@ def test_texts_are_read_by_the_concept_s_score(dose: TextDose) -> None:
 
 
 def test_log_odds_by_one_response_at_a_time(
-    lm: CausalLMBackbone, dose: TextDose, concept: Concept, how: Speaking
+    lm: CausalLMBackbone, dose: TextDose, concept: Concept, how: TextSampling
 ) -> None:
     prompts = lm.encode([f"{concept.target}\n\n{message}" for message in MESSAGES])
     said = lm.respond(prompts, range(1000, 1004), how.tokens, how.temperature)
@@ -159,7 +159,7 @@ def test_log_odds_by_one_response_at_a_time(
 
 
 def test_the_batch_s_size_does_not_matter(
-    lm: CausalLMBackbone, moving: Slider, dose: TextDose, concept: Concept, how: Speaking
+    lm: CausalLMBackbone, moving: Slider, dose: TextDose, concept: Concept, how: TextSampling
 ) -> None:
     prompts = [f"{concept.target}\n\n{message}" for message in MESSAGES]
     with turning(lm, moving) as turn:
@@ -180,7 +180,7 @@ def test_a_long_text_is_cut(lm: CausalLMBackbone, moving: Slider) -> None:
 
 
 def test_without_a_score_the_log_odds_are_the_response(
-    lm: CausalLMBackbone, moving: Slider, concept: Concept, how: Speaking
+    lm: CausalLMBackbone, moving: Slider, concept: Concept, how: TextSampling
 ) -> None:
     assert concept.measure is not None
     unread = replace(concept, measure=replace(concept.measure, attribute=""))
@@ -193,7 +193,7 @@ def test_without_a_score_the_log_odds_are_the_response(
 
 
 def test_a_slider_that_does_nothing_has_no_trend(
-    lm: CausalLMBackbone, moving: Slider, concept: Concept, how: Speaking
+    lm: CausalLMBackbone, moving: Slider, concept: Concept, how: TextSampling
 ) -> None:
     still = Slider("still", moving.update * 0.0)
     with turning(lm, still) as turn:
@@ -203,7 +203,7 @@ def test_a_slider_that_does_nothing_has_no_trend(
     assert found.texts[0] == found.texts[1] == found.texts[2]
 
 
-def test_the_oracle_speaks_by_the_formula(lm: CausalLMBackbone, concept: Concept, how: Speaking) -> None:
+def test_the_oracle_speaks_by_the_formula(lm: CausalLMBackbone, concept: Concept, how: TextSampling) -> None:
     """At amount 0 without temperature it is the base; otherwise it is the formula of each message's own prompts."""
     cold = replace(how, temperature=0.0)
     nothing, some = say_with_oracle(lm, concept, MESSAGES, [0.0, 3.0], cold)
@@ -213,7 +213,7 @@ def test_the_oracle_speaks_by_the_formula(lm: CausalLMBackbone, concept: Concept
 
     base = lm.respond(asked(concept.target), [0] * 4, how.tokens, 0.0)
     assert lm.text(nothing) == lm.text(base)
-    steering = Steering(
+    steering = PromptSteering(
         [asked(p) for p in concept.positives], [asked(n) for n in concept.negatives], torch.full((4,), 3.0)
     )
     assert lm.text(some) == lm.text(lm.respond(asked(concept.target), [0] * 4, how.tokens, 0.0, steering))

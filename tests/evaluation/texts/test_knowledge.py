@@ -12,7 +12,7 @@ from sliders.backbones.language.model import CausalLMBackbone
 from sliders.batch import TensorBatch
 from sliders.errors import SliderError
 from sliders.evaluation.texts.knowledge import Facts, ask, evaluate_erasure, write_erasure_report
-from sliders.evaluation.texts.sampling import Speaking
+from sliders.evaluation.texts.sampling import TextSampling
 from tests import tiny, tiny_lm
 
 BODY = Facts(
@@ -84,7 +84,7 @@ def test_an_erasure_is_seen(folder: Path, tmp_path: Path) -> None:
     model = made(folder, set(BODY.facts))
     neutral = tmp_path / "neutral.txt"
     neutral.write_text("the dog is happy\na long day\n")
-    erased = evaluate_erasure(model, model.turn, [BODY], Speaking(tokens=6, neutral=neutral), answers=3)
+    erased = evaluate_erasure(model, model.turn, [BODY], TextSampling(tokens=6, neutral=neutral), answers=3)
     before, after = erased.known[0]
     assert before.accuracy == 1
     assert after.accuracy < 0.8

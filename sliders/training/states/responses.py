@@ -8,28 +8,28 @@ from typing import Literal, get_args
 import torch
 
 from sliders.backbones.language.model import CausalLMBackbone
-from sliders.backbones.language.sampling import Steering
+from sliders.backbones.language.sampling import PromptSteering
 from sliders.batch import TensorBatch, join, rows, take
 from sliders.concept import read_prompts
 from sliders.errors import SliderError
 from sliders.runtime.adapter import Adapter
 from sliders.teacher.teacher import Teacher
 from sliders.training.data import StepBatch
-from sliders.training.states import Lesson, Pooled, choose_question
+from sliders.training.states.source import AnsweredStates, Pooled, choose_question
 
 Voice = Literal["target", "positive", "negative", "slider", "steered"]
 """Who says a response: the model under one of the concept's instructions, or under the target with the slider on, or
 the formula itself at sampling time (the diverted responses on which ELM trains fluency)."""
 
 
-def steering(teacher: Teacher, questions: Sequence[int], amount: float, plausible: float) -> Steering:
+def steering(teacher: Teacher, questions: Sequence[int], amount: float, plausible: float) -> PromptSteering:
     """The formula at sampling time for these questions, which have as many positives and negatives each."""
 
     def column(prompts: Sequence[int]) -> TensorBatch:
         return take(teacher.conditioning, torch.tensor(prompts))
 
     asked = [teacher.questions[q] for q in questions]
-    return Steering(
+    return PromptSteering(
         [column(c) for c in zip(*(q.positives for q in asked), strict=True)],
         [column(c) for c in zip(*(q.negatives for q in asked), strict=True)],
         torch.full((len(asked),), amount, device=teacher.backbone.device),
@@ -51,7 +51,7 @@ class Responses(Pooled[CausalLMBackbone]):
             that of the formula at ``steer_by``.
         dial: see ``voices``.
         steer_by: dial times eta of the voice ``steered``.
-        plausible: of that voice, see `Steering`; give it what the loss has.
+        plausible: of that voice, see `PromptSteering`; give it what the loss has.
         temperature: of the sampling.
         file: a text file with a response a line; each is asked about under a message drawn at random.
         refresh: training steps between two fillings; without it the first one is kept.
@@ -86,7 +86,7 @@ class Responses(Pooled[CausalLMBackbone]):
         self.steer_by, self.plausible = steer_by, plausible
         self.temperature, self.file, self.refresh, self.chunk = temperature, file, refresh, chunk
 
-    def fill(self, teacher: Teacher, adapter: Adapter, batch: StepBatch, rng: random.Random) -> Lesson:
+    def fill(self, teacher: Teacher, adapter: Adapter, batch: StepBatch, rng: random.Random) -> AnsweredStates:
         backbone = self.model(teacher.backbone)
         any_kept = bool(batch.preserved.any())
         states: list[TensorBatch] = []
@@ -114,7 +114,7 @@ class Responses(Pooled[CausalLMBackbone]):
             parts.append(teacher.recall("complete", asked, complete, lasting))
         state = join(parts)
         base, direction = teacher.answer(state, question, self.chunk, lasting=lasting)
-        return Lesson(state, question, base, direction, backbone.weight(state))
+        return AnsweredStates(state, question, base, direction, backbone.weight(state))
 
     def _lasting(self, adapter: Adapter) -> bool:
         """Whether the responses are the base's alone, so that other sliders may ask about the same."""
@@ -145,7 +145,7 @@ class Responses(Pooled[CausalLMBackbone]):
                 ends = steering(teacher, [asked[k] for k in numbers], self.steer_by, self.plausible) if on else None
 
                 def respond(
-                    said_to: TensorBatch = said_to, chosen: list[int] = chosen, ends: Steering | None = ends
+                    said_to: TensorBatch = said_to, chosen: list[int] = chosen, ends: PromptSteering | None = ends
                 ) -> TensorBatch:
                     return backbone.respond(said_to, chosen, self.tokens, self.temperature, ends)
 

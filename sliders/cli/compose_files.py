@@ -12,9 +12,9 @@ from sliders import formats
 from sliders.algebra.compose import Composition, combine, compress, orthogonalise, survival
 from sliders.algebra.edit import Translation
 from sliders.algebra.merges import dare, knots, ties
-from sliders.algebra.slider import Hinge, NamedDial, Partial, Slider
+from sliders.algebra.slider import Hinge, Interpolated, NamedDial, Slider
+from sliders.cli.compose_options import How, Merging
 from sliders.cli.defaults import one_each
-from sliders.cli.merging import How, Merging
 from sliders.console import say
 from sliders.errors import SliderError
 from sliders.files import check_place
@@ -102,7 +102,7 @@ def put_together(
 
 def _composable(dial: NamedDial, path: Path) -> Slider | Hinge:
     """A dial, if all that it does is to add to weights."""
-    if isinstance(dial, Partial):
+    if isinstance(dial, Interpolated):
         raise SliderError(
             f"{path} is an edit that does more than add to weights, so that no slider holds a composition with it; "
             "bake it into a model, or compose it in Python with @"
