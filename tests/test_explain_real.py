@@ -142,8 +142,15 @@ def test_edits_of_a_language_model(
 ) -> None:
     if method == "leace":  # of a square layer, as the config's, the side of an oblique projection cannot be told
         file, layer = tmp_path / "wide.safetensors", r"['\.12\.mlp\.down_proj$']"  # (statement 3)
-        config = ROOT / "configs" / "editors" / "leace.yaml"
-        assert run(cli.main, "edit", "leace", "--config", config, "--editor.layers", layer, "--out", file).code == 0
+        config, brief = ROOT / "configs" / "editors" / "leace.yaml", ["--editor.responses.messages", 8]
+        assert (
+            run(cli.main, "edit", "leace", "--config", config, "--editor.layers", layer, *brief, "--out", file).code
+            == 0
+        )
+    elif method == "steering":  # its kind needs no more than a few messages
+        file, config = tmp_path / "brief.safetensors", ROOT / "configs" / "editors" / "steering.yaml"
+        brief = ["--editor.responses.messages", 4, "--editor.responses.tokens", 8]
+        assert run(cli.main, "edit", "steering", "--config", config, *brief, "--out", file).code == 0
     else:
         file = fitted(method)
     found = explained(untold(file, tmp_path), tmp_path / "out", "--run", "false")
