@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,11 +16,12 @@ TEXT = "The day was long, and I felt"
 """Whose logits are asked."""
 
 _PICTURES = """
-pipe = StableDiffusionPipeline.from_pretrained(model, dtype=torch.float32)
+pipe = DiffusionPipeline.from_pretrained(model, dtype=torch.float32, **dict.fromkeys(without))
 pipe.set_progress_bar_config(disable=True)
 def pictures():
     noise = [torch.Generator().manual_seed(s) for s in seeds]
-    return pipe(prompts, generator=noise, guidance_scale=guidance, num_inference_steps=steps, output_type="pt").images
+    how = {"guidance_scale": guidance, "num_inference_steps": steps, "output_type": "pt"}
+    return pipe(prompts, generator=noise, **how, **call).images
 made = {"base": pictures()}
 pipe.load_lora_weights(file, adapter_name="slider")
 for dial in dials:
@@ -51,10 +52,27 @@ def _client(imports: str, body: str, out: Path, **known: object) -> dict[str, Te
     return torch.load(out, weights_only=True)
 
 
-def pictures(model: Path, slider: Path, dials: Sequence[float], folder: Path) -> dict[str, Tensor]:
-    """By diffusers, in [0, 1]: the base's, and for each dial the slider's."""
+def pictures(
+    model: Path,
+    slider: Path,
+    dials: Sequence[float],
+    folder: Path,
+    call: Mapping[str, object] | None = None,
+    without: Sequence[str] = (),
+) -> dict[str, Tensor]:
+    """By diffusers, in [0, 1]: the base's, and for each dial the slider's.
+
+    Args:
+        model: folder of the pipeline.
+        slider: file.
+        dials: where it is turned to.
+        folder: for what is passed on.
+        call: further arguments of the pipeline's call.
+        without: parts that the pipeline was saved without.
+    """
     known = {"prompts": PROMPTS, "seeds": SEEDS, "steps": STEPS, "guidance": GUIDANCE, "dials": list(dials)}
-    imports = "from diffusers import StableDiffusionPipeline"
+    known |= {"call": dict(call or {}), "without": list(without)}
+    imports = "from diffusers import DiffusionPipeline"
     return _client(
         imports, _PICTURES, folder / "pictures.pt", model=str(model.resolve()), file=str(slider.resolve()), **known
     )

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from sliders.algebra.slider import Slider
 from sliders.concept import Concept
 from sliders.formats import diffusers as slider_file
 from sliders.formats.metadata import concept_of
-from tests import tiny
+from sliders.resources.shipped import config_names
+from tests import families, tiny
 from tests.commands import ROOT, Ended, World, run, world
 
 
@@ -127,26 +129,52 @@ class TestRun:
             assert text in ended.out
 
 
-@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+LARGE: dict[str, Callable[[], Any]] = {
+    "sd15/age": lambda: tiny.stable_diffusion(room=77),
+    "sdxl/age": lambda: tiny.stable_diffusion_xl(77),
+    "sd35/age": lambda: families.family("sd3"),
+    "flux1/dev": lambda: families.family("flux"),
+    "flux1/schnell": lambda: families.family("schnell"),
+    "flux2/klein": lambda: families.family("klein"),
+    "qwen/age": lambda: families.family("qwen"),
+    "zimage/age": lambda: families.family("zimage"),
+    "sana/age": lambda: families.family("sana"),
+    "wan/age": lambda: families.family("wan"),
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
 def test_a_config_for_a_large_model_runs_on_a_tiny_one(
-    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing but the model, the device and the numbers of pictures and steps is changed."""
+    """Nothing but the model, the device and the numbers of pictures and steps, and their size, is changed."""
     monkeypatch.chdir(ROOT)
-    pipeline: Any = tiny.stable_diffusion(room=77) if family == "sd15" else tiny.stable_diffusion_xl(77)
-    model = tiny.save(pipeline, tmp_path / "model")
-    for file in sorted((ROOT / "configs" / family).glob("*.yaml")):
-        callbacks = yaml.safe_load(file.read_text())["trainer"]["callbacks"]
-        for callback in callbacks:
-            callback["init_args"] |= {"pictures": 1, "sampling": {"steps": 1}}
-        (tmp_path / "small.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": callbacks}}))
-        small = ["--trainer.max_steps", 1, "--trainer.accelerator", "cpu", "--model.states.steps", 2]
-        small += ["--trainer.enable_progress_bar", "false", "--model.backbone.model", model]
-        arguments = ["--config", file, "--config", tmp_path / "small.yaml", "--runs", tmp_path / "runs"]
-        ended = run(train.main, *arguments, "--name", file.stem, *small)
-        assert ended.code == 0, ended.err
-        slider = next((tmp_path / "runs" / file.stem).glob("*.safetensors"))
-        assert slider_file.load(slider).update.norm() > 0
+    model, file = tiny.save(LARGE[name](), tmp_path / "model"), ROOT / "configs" / f"{name}.yaml"
+    said = yaml.safe_load(file.read_text())
+    callbacks = said["trainer"]["callbacks"]
+    for callback in callbacks:
+        callback["init_args"] |= {"scenes": 1, "how": {"steps": 1, "guidance": 2.0}}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": callbacks}}))
+    small = ["--trainer.max_steps", 1, "--trainer.accelerator", "cpu", "--model.states.steps", 2]
+    small += ["--trainer.enable_progress_bar", "false", "--model.backbone.model", model]
+    if said["model"]["backbone"]["class_path"].endswith("PipelineBackbone"):
+        side = 32 if name == "sana/age" else 16
+        small += ["--model.backbone.height", side, "--model.backbone.width", side]
+    if name == "wan/age":
+        small += ["--model.backbone.call", "{num_frames: 2}"]
+    if name == "sana/age":
+        small += ["--model.backbone.call", "{use_resolution_binning: false}"]
+    arguments = ["--config", file, "--config", tmp_path / "small.yaml", "--runs", tmp_path / "runs"]
+    ended = run(train.main, *arguments, "--name", "small", *small)
+    assert ended.code == 0, ended.err
+    slider = next((tmp_path / "runs" / "small").glob("*.safetensors"))
+    assert slider_file.load(slider).update.norm() > 0
+    assert (tmp_path / "runs" / "small" / "strip.webp").is_file() == (name == "wan/age")
+
+
+def test_every_config_for_a_large_model_is_run() -> None:
+    small = {"avatars", "flow", "smollm2", "editors"}
+    assert set(LARGE) == {name for name in config_names() if name.partition("/")[0] not in small}
 
 
 WRONG: dict[str, tuple[list[object], list[str]]] = {

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,11 @@ class AbstractBackbone(ABC, nn.Module):
 
     space: str
     """Where predictions lie, for losses that are made for one space: one of `sliders.losses.erasure.SPACES`."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What its constructor must be told beside the model to be this base again, as plain data for slider files."""
+        return {}
 
     @property
     def recipe(self) -> str:

@@ -6,10 +6,12 @@ only if it has a name; a folder that it names is opened where this machine's use
 
 import importlib
 import inspect
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
@@ -25,9 +27,10 @@ from sliders.formats.metadata import components, unlike
 from sliders.resources.fetch import FETCHED
 from sliders.resources.shipped import MODELS, model_folder
 
-PICTURES, PICTURES_XL, LANGUAGE = (
+PICTURES, PICTURES_XL, PIPELINE, LANGUAGE = (
     "sliders.backbones.unet.UNetBackbone",
     "sliders.backbones.sdxl.SDXLBackbone",
+    "sliders.backbones.rehearsed.backbone.PipelineBackbone",
     "sliders.backbones.language.model.CausalLMBackbone",
 )
 DEFAULTS = {"image": "avatars", "text": "smollm2"}
@@ -52,13 +55,20 @@ def class_path(model: str) -> str:
     folder = Path(model_folder(model))
     index, config = (folder / name if folder.exists() else _of_hub(model, name) for name in (_INDEX, _CONFIG))
     if index is not None and index.is_file():
-        return PICTURES_XL if "text_encoder_2" in read_json(index, "index of a pipeline") else PICTURES
+        return _of_pipeline(read_json(index, "index of a pipeline"))
     if config is not None and config.is_file():
         return LANGUAGE
     raise SliderError(
         f"no base model at {model}: give the folder of a diffusers pipeline or of a transformers model, a hub name, "
         f"or {', '.join([*MODELS, *FETCHED])}"
     )
+
+
+def _of_pipeline(parts: Mapping[str, Any]) -> str:
+    """Stable Diffusion and SDXL have backbones of their own, for their text encoders; all else is rehearsed."""
+    if parts.get("unet", [None])[0] is None:
+        return PIPELINE
+    return PICTURES_XL if "text_encoder_2" in parts else PICTURES
 
 
 def _of_hub(model: str, name: str) -> Path | None:
@@ -73,15 +83,16 @@ def _of_hub(model: str, name: str) -> Path | None:
         raise SliderError(f"cannot find out what {model} is: {one_line(error)}; is it a folder's name?") from error
 
 
-def backbone_of(model: str, path: str | None = None) -> AbstractBackbone:
+def backbone_of(model: str, path: str | None = None, settings: str | None = None) -> AbstractBackbone:
     """A model's backbone, which is not loaded yet.
 
     Args:
         model: a folder, a name, or what a hub has.
         path: of its class; found from its files unless given.
+        settings: what its constructor is told beside the model, as a slider's file says it.
 
     Raises:
-        SliderError: see `class_path`; or the class is no backbone of this package.
+        SliderError: see `class_path`; or the class is no backbone of this package, or has no such settings.
     """
     path = path or class_path(model)
     module, _, name = path.rpartition(".")
@@ -93,7 +104,25 @@ def backbone_of(model: str, path: str | None = None) -> AbstractBackbone:
             found = None
     if not (isinstance(found, type) and issubclass(found, AbstractBackbone)) or inspect.isabstract(found):
         raise SliderError(f"{path[:80]!r} is no backbone of this package; say with --backbone what {model[:80]} is")
-    return found(model)
+    try:
+        return found(model, **_plain(settings))
+    except TypeError as error:
+        raise SliderError(f"the settings {settings!r:.80} are none of a {name}: {one_line(error)}") from error
+
+
+def _plain(settings: str | None) -> dict[str, Any]:
+    """What a file says of its base's settings: a mapping of plain values.
+
+    Raises:
+        SliderError: it is something else.
+    """
+    try:
+        said = json.loads(settings or "{}")
+    except (ValueError, RecursionError) as error:
+        raise SliderError(f"the settings {settings!r:.80} of the base are not JSON: {one_line(error)}") from error
+    if not isinstance(said, dict) or not said.keys() <= {"height", "width", "call", "words"}:
+        raise SliderError(f"the settings {settings!r:.80} of the base are not ones that a file may say")
+    return said
 
 
 @dataclass(frozen=True)
@@ -104,12 +133,14 @@ class Named:
         dial: what the dial is called.
         model: a folder, a name, or what a hub has; empty where it does not say.
         path: of the backbone's class; None where it does not say.
+        settings: of the backbone, as text; None where it does not say.
         fingerprint: of what the dial is on; empty where it does not say.
     """
 
     dial: str
     model: str
     path: str | None
+    settings: str | None
     fingerprint: str
 
     def usable(self) -> bool:
@@ -133,7 +164,8 @@ def named_by(dial: NamedDial, path: Path) -> Named:
     said, side = dial.metadata, hinge.sides(path)[1] if hinge.is_hinge(path) else path
     model = said.get("sliders.base_model") or (peft.base_of(side)[0] if side.is_dir() else "")
     name = next((name for name, place in MODELS.items() if place == model), model)
-    return Named(dial.name, name, said.get("sliders.base_class"), said.get("sliders.base_fingerprint", ""))
+    kind, settings = said.get("sliders.base_class"), said.get("sliders.base_settings")
+    return Named(dial.name, name, kind, settings, said.get("sliders.base_fingerprint", ""))
 
 
 def choose(
@@ -174,8 +206,9 @@ def choose(
 
 def _said(base: str, named: Sequence[Named]) -> AbstractBackbone:
     """The user's; of a hub's model, a dial knows the class without asking."""
-    path = named[0].path if named and named[0].model == base else None
-    return backbone_of(base, path)
+    if named and named[0].model == base:
+        return backbone_of(base, named[0].path, named[0].settings)
+    return backbone_of(base)
 
 
 def _shared(named: Sequence[Named]) -> AbstractBackbone:
@@ -191,4 +224,4 @@ def _shared(named: Sequence[Named]) -> AbstractBackbone:
     found = next((one for one in named if one.model and one.usable()), None)
     if found is None:
         raise first.refusal()
-    return backbone_of(found.model, found.path)
+    return backbone_of(found.model, found.path, found.settings)

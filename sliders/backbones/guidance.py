@@ -15,9 +15,10 @@ Predictor = Callable[[TensorBatch], Tensor]
 def guided(backbone: AbstractBackbone, prompt: TensorBatch, empty: TensorBatch, guidance: float) -> Predictor:
     """Classifier-free guidance (Ho & Salimans 2022): ``y(empty) + guidance (y(prompt) - y(empty))``, in one call.
 
-    With ``guidance`` 1 it is the plain prediction, and the empty half is not computed.
+    With ``guidance`` 1 it is the plain prediction, and the empty half is not computed; so it is of a model that takes
+    guidance as an input.
     """
-    if guidance == 1:
+    if guidance == 1 or getattr(backbone, "takes_guidance", False):
         return lambda state: backbone.predict(state, prompt)
 
     both = {name: torch.cat([empty[name], prompt[name]]) for name in prompt}

@@ -4,6 +4,7 @@ from typing import Any
 
 from sliders.backbones.base import AbstractBackbone
 from sliders.backbones.language.model import CausalLMBackbone
+from sliders.backbones.rehearsed.backbone import PipelineBackbone
 from sliders.backbones.sdxl import SDXLBackbone
 from sliders.backbones.unet import UNetBackbone
 from sliders.errors import SliderError
@@ -17,8 +18,7 @@ def use(model: Any, tokenizer: Any = None) -> AbstractBackbone:
     Its weights are frozen, and its layers are where they were; sliders attached to the backbone act on the model.
 
     Args:
-        model: a pipeline of diffusers with a UNet, or a causal language model of transformers.  A backbone is taken
-            as it is.
+        model: a pipeline of diffusers, or a causal language model of transformers.  A backbone is taken as it is.
         tokenizer: of a language model.
 
     Raises:
@@ -37,6 +37,10 @@ def use(model: Any, tokenizer: Any = None) -> AbstractBackbone:
             "model with its tokenizer"
         )
     parts = {name for name, part in model.components.items() if part is not None}
+    if "unet" not in parts:
+        rehearsed = PipelineBackbone(name)
+        rehearsed.use(model)
+        return rehearsed
     of_family = (kind for kind in _PIPELINES if parts & {"text_encoder", "text_encoder_2"} == set(kind.encoders))
     pictures = next(of_family, UNetBackbone)(name)
     pictures.use(model)

@@ -1,27 +1,25 @@
 """Latent diffusion models with a UNet: Stable Diffusion 1.x and 2.x, noise or v prediction."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from sliders.backbones import schedulers
 from sliders.backbones.diffusion import DiffusionBackbone
 from sliders.backbones.guidance import Predictor
 from sliders.backbones.origin import Origin
-from sliders.backbones.pipelines import check_pipeline, picture_side, unread
-from sliders.backbones.placement import Placement, weights
+from sliders.backbones.pipelines import check_pipeline, picture_side, read_pipeline, unread, whole_pipeline
+from sliders.backbones.placement import Placement
 from sliders.backbones.precision import Precision
 from sliders.backbones.reading import warn_unread
 from sliders.backbones.targets import TargetGroup
 from sliders.batch import TensorBatch, rows_of
-from sliders.errors import SliderError, one_line
-from sliders.formats.pretrained import load_pipeline, save_pipeline
+from sliders.formats.pretrained import save_pipeline
 from sliders.resources.paths import Source
-from sliders.resources.shipped import DEFAULT_CONFIG, MODELS, model_folder
+from sliders.resources.shipped import DEFAULT_CONFIG, model_folder
 
 
 class UNetBackbone(DiffusionBackbone):
@@ -78,34 +76,15 @@ class UNetBackbone(DiffusionBackbone):
     def load(self) -> None:
         if self.pipeline is not None:
             return
-        place = model_folder(self.model)
-        if not Path(place).exists() and (place.startswith((".", "/")) or place.count("/") != 1):
-            names = ", ".join(MODELS)
-            raise SliderError(
-                f"no base model at {place}: give the folder of a diffusers pipeline, a hub name, or {names}"
-            )
-        device = self.placement.found()
-        try:
-            folder = self._folder(place)
-            config: Any = DiffusionPipeline.load_config(folder)
-            if name := self.scheduler_name or config.get("scheduler", (None, None))[1]:
-                schedulers.check(name, self.model)
-            parts = [folder / name for name in ("unet", "vae", *self.encoders)]
-            files = {part.name: weights(part, self.variant, parts) for part in parts}
-            dtype = self.placement.precision(device, files["unet"])
-            precisions = {"default": dtype, "vae": torch.float32 if dtype == torch.float16 else dtype}
-        except (OSError, ValueError) as error:
-            raise SliderError(f"cannot load the base model {self.model}: {one_line(error)}") from error
-        pipeline = load_pipeline(folder, self._unused(), dtype=precisions, variant=self.variant)
-        self.use(pipeline.to(device) if device.type != "cpu" else pipeline)
-        self.origin = Origin(folder, files)
+        read = read_pipeline(
+            self.model, self.placement, ("unet",), self.revision, self.variant, self._unused(), self._check_scheduler
+        )
+        self.use(read.pipeline)
+        self.origin = read.origin
 
-    def _folder(self, place: str) -> Path:
-        """Of the pipeline, which is fetched if it is the hub's."""
-        if (folder := Path(place)).exists():
-            return folder
-        asked = {"revision": self.revision, "variant": self.variant, **self._unused()}
-        return Path(DiffusionPipeline.download(place, **asked))
+    def _check_scheduler(self, config: Mapping[str, Any]) -> None:
+        if name := self.scheduler_name or config.get("scheduler", (None, None))[1]:
+            schedulers.check(name, self.model)
 
     def _unused(self) -> dict[str, Any]:
         """Parts of the pipeline that are not needed and must not be loaded."""
@@ -197,7 +176,10 @@ class UNetBackbone(DiffusionBackbone):
     def calls(self, steps: int) -> int:
         return len(schedulers.begin(self.scheduler, steps, torch.device("cpu")).timesteps)
 
-    def trajectory(self, predict: Predictor, start: Tensor, steps: int, seeds: Sequence[int]) -> Iterator[TensorBatch]:
+    def trajectory(
+        self, predict: Predictor, start: Tensor, steps: int, seeds: Sequence[int],
+        height: int | None = None, width: int | None = None,
+    ) -> Iterator[TensorBatch]:  # fmt: skip
         """See `DiffusionBackbone.trajectory`.
 
         Between two states everything is float32, whatever the precision of the model: neither its rounding nor what is
@@ -227,10 +209,4 @@ class UNetBackbone(DiffusionBackbone):
         save_pipeline(self.pipeline, folder, self.encoders)
 
     def _whole(self, folder: Path) -> Path:
-        place = model_folder(self.model)
-        if Path(place).exists():
-            return folder
-        try:  # the hub's, of which no more was fetched than is run here
-            return Path(DiffusionPipeline.download(place, revision=self.revision, variant=self.variant))
-        except (OSError, ValueError) as error:
-            raise SliderError(f"cannot fetch all parts of {self.model} to copy it: {one_line(error)}") from error
+        return whole_pipeline(self.model, folder, self.revision, self.variant)

@@ -58,6 +58,7 @@ class Editor(ABC, Generic[Model]):
             "sliders.seed": str(seed),
             "sliders.base_model": backbone.base_model,
             "sliders.base_class": backbone.class_path,
+            **({"sliders.base_settings": json.dumps(backbone.settings)} if backbone.settings else {}),
             "sliders.base_fingerprint": backbone.fingerprint(components),
             "sliders.modality": backbone.modality,
             "modelspec.date": datetime.date.today().isoformat(),

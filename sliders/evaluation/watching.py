@@ -74,15 +74,13 @@ class Watch(ABC, Generic[Model, How]):
         """
 
     @abstractmethod
-    def look(
-        self, backbone: Model, turn: DialContext, dial_controls: "SummaryWriter | None", step: int
-    ) -> Mapping[str, float]:
+    def look(self, backbone: Model, turn: DialContext, board: "SummaryWriter | None", step: int) -> Mapping[str, float]:
         """The numbers of a slider on its way; what was made goes to TensorBoard.
 
         Args:
             backbone: the model.
             turn: the slider's dial.
-            dial_controls: TensorBoard, if there is one.
+            board: TensorBoard, if there is one.
             step: of the training.
         """
 

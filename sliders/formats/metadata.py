@@ -27,6 +27,7 @@ def describe(
     targets: Sequence[str],
     eta: float,
     training: Mapping[str, Any],
+    base_settings: Mapping[str, Any] | None = None,
 ) -> dict[str, str]:
     """A slider's metadata: what it is and how it was made."""
     return {
@@ -35,6 +36,7 @@ def describe(
         "sliders.concept": json.dumps(concept.to_dict()),
         "sliders.base_model": base_model,
         "sliders.base_class": base_class,
+        **({"sliders.base_settings": json.dumps(dict(base_settings))} if base_settings else {}),
         "sliders.base_fingerprint": fingerprint,
         "sliders.rank": str(rank),
         "sliders.alpha": str(alpha),
@@ -70,7 +72,7 @@ def describe_composed(name: str, made: Mapping[str, Any], parts: Sequence[NamedD
         "modelspec.description": f"{made['how']} of {', '.join(part.name for part in parts)}",
         "modelspec.usage_hint": "weight 1 is the composition as it was made",
     }
-    for key in ("sliders.base_model", "sliders.base_class"):
+    for key in ("sliders.base_model", "sliders.base_class", "sliders.base_settings"):
         named = {part.metadata[key] for part in parts if key in part.metadata}
         if len(named) == 1:
             said[key] = named.pop()

@@ -82,8 +82,10 @@ def load_pipeline(folder: Path, without: Mapping[str, Any], dtype: Mapping[str, 
         if name not in without and isinstance(kind, list | tuple) and (of := model_class(*kind)) is not None:
             how = {"dtype": dtype.get(name, dtype["default"]), "variant": _variant_of(folder / name, variant)}
             parts[name] = load_model(of, folder, subfolder=name, **how)
+    empty = {name: None for name, kind in said.items() if isinstance(kind, list | tuple) and set(kind) == {None}}
+    given = {**empty, **parts, **without}  # what it was saved without, such as a third text encoder, must be said again
     try:
-        return DiffusionPipeline.from_pretrained(folder, **parts, **without, dtype=dtype, variant=variant)
+        return DiffusionPipeline.from_pretrained(folder, **given, dtype=dtype, variant=variant)
     except (OSError, ValueError, ImportError) as error:
         raise SliderError(f"cannot load the base model {folder}: {one_line(error)}") from error
 

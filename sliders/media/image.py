@@ -27,10 +27,10 @@ from sliders.evaluation.pictures.sampling import Sampling, Scene, sample, sample
 from sliders.evaluation.pictures.strength import suggest_eta
 from sliders.evaluation.pictures.watching import PictureWatch
 from sliders.evaluation.watching import Plan
-from sliders.files import check_place, replacing
+from sliders.files import check_place
 from sliders.formats.metadata import concept_of, number_of
 from sliders.media.base import Medium
-from sliders.report.drawing import dial_label, grid, save_figure, strip
+from sliders.report.drawing import dial_label, save_figure, save_grid, save_strip
 from sliders.resources.paths import Source
 from sliders.runtime.attach import attach
 
@@ -65,8 +65,8 @@ class Pictures(Medium[DiffusionBackbone, Sampling]):
         reader = load_judge(judge, concept) if judge is not None and concept.measure is not None else None
         made = sample_oracle(backbone, concept, 1.0, wanted, amounts, how)
         prompts = [s.prompt for s in wanted[:STRIP_ROWS]]
-        with replacing(out / "strip.png") as new:
-            strip(made[:, :STRIP_ROWS], amounts, prompts, f"{concept.name}: the oracle over dial x eta").save(new)
+        title = f"{concept.name}: the oracle over dial x eta"
+        written = save_strip(made[:, :STRIP_ROWS], amounts, prompts, title, out / "strip.png")
         if reader is not None and concept.measure is not None:
             dose = dose_response(reader, concept.measure, made, amounts)
             table = Table("dial x eta", f"{dose.attribute} = {dose.value}", "worst drift", "of", title=concept.name)
@@ -77,7 +77,7 @@ class Pictures(Medium[DiffusionBackbone, Sampling]):
             say(table, f"suggested eta: {'none' if eta is None else f'{eta:g}'} ({reason})")
             figure = dose_response_figure(f"{concept.name}: the oracle", {"oracle": dose})
             save_figure(figure, out / "dose_response.png")
-        say(f"strip   {out / 'strip.png'}")
+        say(*(f"strip   {file}" for file in written))
 
     def generate(
         self,
@@ -98,10 +98,7 @@ class Pictures(Medium[DiffusionBackbone, Sampling]):
             pictures = torch.stack([pictures, turned], 1).flatten(0, 1)
             columns = [label for number in seeds for label in (f"seed {number}: base", "turned")]
         title = "  ".join(f"{name} {dial_label(p)}" for name, p in positions.items())
-        file = self.place(out)
-        with replacing(file) as new:
-            grid(pictures, columns, prompts, title).save(new)
-        say(f"grid    {file}")
+        say(*(f"grid    {file}" for file in save_grid(pictures, columns, prompts, title, self.place(out))))
 
     def evaluate(
         self,

@@ -21,6 +21,8 @@ from sliders.page.safety import clean_name, clean_text
 from sliders.resources.shipped import shipped
 
 SHIPPED = {"image": shipped("data/avatars/sliders"), "text": shipped("data/text/sliders")}
+OF_FLOW = shipped("data/avatars/flow_sliders")
+"""Sliders of the flow model, `avatars-flow`."""
 RUNS = Path("runs")
 UPLOADS_KEPT = 48
 _WORDS = 5

@@ -8,6 +8,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -23,6 +24,42 @@ def to_uint8(pictures: Tensor) -> np.ndarray:
     """Pictures in [-1, 1], ``[..., 3, h, w]``, as bytes ``[..., h, w, 3]``."""
     bytes_ = ((pictures.clamp(-1, 1) + 1) * 127.5).round().to("cpu").numpy().astype(np.uint8)
     return np.moveaxis(bytes_, -3, -1)
+
+
+def filmstrips(videos: Tensor, shown: int = 4) -> Tensor:
+    """Videos ``[..., frames, 3, h, w]`` as pictures ``[..., 3, h, shown * w]``: so many of the frames side by side."""
+    frames = videos.shape[-4]
+    chosen = torch.linspace(0, frames - 1, min(shown, frames)).round().long()
+    return torch.cat(videos.index_select(-4, chosen).unbind(-4), -1)
+
+
+def save_grid(
+    pictures: Tensor, columns: Sequence[str], rows: Sequence[str], title: str, file: Path, rate: int = 8
+) -> list[Path]:
+    """Write a labelled grid; of videos as filmstrips, and beside it as a WebP in which all of them move.
+
+    Args:
+        pictures: ``[columns, rows, 3, h, w]``, or videos ``[columns, rows, frames, 3, h, w]``.
+        columns: labels.
+        rows: labels.
+        title: above all.
+        file: of the picture.
+        rate: frames a second.
+
+    Returns:
+        What was written.
+    """
+    if pictures.dim() == 5:
+        with replacing(file) as new:
+            grid(pictures, columns, rows, title).save(new)
+        return [file]
+    with replacing(file) as new:
+        grid(filmstrips(pictures), columns, rows, title).save(new)
+    first, *others = (grid(frame, columns, rows, title) for frame in pictures.unbind(2))
+    moving = file.with_suffix(".webp") if file.suffix != ".webp" else file.with_name(f"{file.stem}-moving.webp")
+    with replacing(moving) as new:
+        first.save(new, "WEBP", save_all=True, append_images=others, duration=1000 // rate, loop=0)
+    return [file, moving]
 
 
 def grid(pictures: Tensor, columns: Sequence[str], rows: Sequence[str], title: str = "", scale: int = 2) -> Image.Image:
@@ -65,8 +102,14 @@ def dial_label(position: float) -> str:
 
 
 def strip(pictures: Tensor, dials: Sequence[float], prompts: Sequence[str], title: str) -> Image.Image:
-    """A strip over the dial: rows are prompts, columns positions; ``pictures [dials, prompts, 3, h, w]``."""
-    return grid(pictures, [dial_label(d) for d in dials], prompts, title)
+    """A strip over the dial: rows are prompts, columns positions; ``pictures [dials, prompts, 3, h, w]``, or videos."""
+    shown = pictures if pictures.dim() == 5 else filmstrips(pictures)
+    return grid(shown, [dial_label(d) for d in dials], prompts, title)
+
+
+def save_strip(pictures: Tensor, dials: Sequence[float], prompts: Sequence[str], title: str, file: Path) -> list[Path]:
+    """Write a strip over the dial; see `save_grid`."""
+    return save_grid(pictures, [dial_label(d) for d in dials], prompts, title, file)
 
 
 def save_figure(figure: Figure, file: Path) -> None:

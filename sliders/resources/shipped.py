@@ -13,8 +13,10 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 ROOT = _PACKAGE / "share" if (_PACKAGE / "share").is_dir() else _PACKAGE.parent
 """The folder that `configs` and `data` are in."""
 
-MODELS = {"avatars": "data/avatars/model"}
+MODELS = {"avatars": "data/avatars/model", "avatars-flow": "data/avatars/flow"}
 """Models of pictures by name."""
+CALLS: dict[str, dict[str, int]] = {"avatars-flow": {"max_sequence_length": 0}}
+"""What the call of such a model is given where nothing else is said: that one has no third text encoder to pad for."""
 JUDGES = {"avatars": "data/avatars/judge.safetensors"}
 """Attribute judges by name."""
 DEFAULT_CONFIG = "avatars/smile"
@@ -52,11 +54,14 @@ def config_names() -> dict[str, Path]:
 def config_file(name: str) -> Path:
     """The file of a config that is called by its name, or by the name's last part where no other has it.
 
+    Those in ``flow`` repeat the avatars' on another base, and are called by their whole names.
+
     Raises:
         SliderError: there is none, or more than one.
     """
     known = config_names()
-    found = [name] if name in known else [key for key in known if key.rpartition("/")[2] == name]
+    called = (key for key in known if key.rpartition("/")[2] == name and not key.startswith("flow/"))
+    found = [name] if name in known else list(called)
     if len(found) == 1:
         return known[found[0]]
     if found:

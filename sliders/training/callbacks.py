@@ -188,8 +188,8 @@ class Probe(AbstractProbe):
 
     def look(self, trainer: L.Trainer, module: SliderModule, adapter: Adapter) -> None:
         assert self._watch is not None
-        dial_controls = trainer.logger.experiment if isinstance(trainer.logger, TensorBoardLogger) else None
-        found = self._watch.look(module.backbone, adapter.dial, dial_controls, trainer.global_step)
+        board = trainer.logger.experiment if isinstance(trainer.logger, TensorBoardLogger) else None
+        found = self._watch.look(module.backbone, adapter.dial, board, trainer.global_step)
         module.log_dict(dict(found), prog_bar=True)
 
 

@@ -220,6 +220,7 @@ class SliderModule(L.LightningModule):
             concept=concept,
             base_model=self.backbone.base_model,
             base_class=self.backbone.class_path,
+            base_settings=self.backbone.settings,
             fingerprint=self.backbone.fingerprint({name.partition(".")[0] for name in self.adapter.modules}),
             rank=self.rank,
             alpha=self.alpha,

@@ -23,6 +23,7 @@ from sliders.evaluation.pictures.strength import DRIFT_AT_1, DRIFT_AT_2, suggest
 from sliders.formats import diffusers as slider_file
 from sliders.formats.metadata import describe
 from sliders.media import image
+from sliders.report import drawing
 from tests import tiny
 from tests.commands import Ended, World, run, world
 from tests.evaluation.conftest import random_slider
@@ -88,13 +89,13 @@ def sliders(here: World, *arguments: object) -> Ended:
 def shown(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Sequence[str], Sequence[str]]]:
     """What every grid was made of: pictures, columns, rows."""
     seen: list[tuple[Tensor, Sequence[str], Sequence[str]]] = []
-    draw = image.grid
+    draw = drawing.grid
 
     def watch(pictures: Tensor, columns: Sequence[str], rows: Sequence[str], title: str = "") -> Image.Image:
         seen.append((pictures, columns, rows))
         return draw(pictures, columns, rows, title)
 
-    monkeypatch.setattr(image, "grid", watch)
+    monkeypatch.setattr(drawing, "grid", watch)
     return seen
 
 

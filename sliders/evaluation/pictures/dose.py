@@ -65,7 +65,10 @@ class DoseResponse:
 
 
 def dose_response(judge: AttributeJudge, measure: Measure, pictures: Tensor, dials: Sequence[float]) -> DoseResponse:
-    """Read pictures ``[dials, n, 3, h, w]``; means are over pictures of the same prompts and seeds at every dial."""
+    """Read pictures ``[dials, n, 3, h, w]``, or videos ``[dials, n, frames, 3, h, w]``.
+
+    Means are over pictures of the same prompts and seeds at every dial, and over all frames of a video.
+    """
     positions, count = pictures.shape[:2]
     zero = list(dials).index(0.0)
     column = judge.column(measure.attribute, measure.value)
@@ -82,7 +85,8 @@ def dose_response(judge: AttributeJudge, measure: Measure, pictures: Tensor, dia
             if float(change.abs()[j]) > worst.change:
                 worst = Drift(float(change.abs()[j]), name, judge.values[name][j])
         drift.append(worst)
-    moved = (pictures - pictures[zero]).abs().mean(2) / 2  # [dials, n, h, w], pictures in [0, 1]
+    moved = (pictures - pictures[zero]).abs().mean(-3) / 2  # [dials, n, h, w], pictures in [0, 1]
+    moved = moved.flatten(1, -3)  # and the frames of videos
     elsewhere = ~torch.nn.functional.interpolate(
         judge.where(measure.attribute).float()[None, None], size=moved.shape[-2:]
     )[0, 0].bool()

@@ -54,7 +54,10 @@ class AttributeJudge(nn.Module):
 
     @torch.no_grad()
     def probabilities(self, images: Tensor, batch: int = 256) -> dict[str, Tensor]:
-        """Probabilities ``{attribute: [n, values]}``, in batches, without gradients."""
+        """Probabilities ``{attribute: [n, values]}``, in batches, without gradients; of videos the mean over frames."""
+        if images.dim() == 5:
+            read = self.probabilities(images.flatten(0, 1), batch)
+            return {name: values.unflatten(0, images.shape[:2]).mean(1) for name, values in read.items()}
         parts = [self(x.float()) for x in images.split(batch)]
         return {name: torch.cat([p[name] for p in parts]).exp() for name in self.values}
 

@@ -17,8 +17,8 @@ from sliders.concept import Concept
 from sliders.evaluation.pictures.dose import DoseResponse, Straightness, dose_response, straightness
 from sliders.evaluation.pictures.judge import AttributeJudge
 from sliders.evaluation.pictures.sampling import Sampling, Scene, sample_dial, sample_oracle, scenes
-from sliders.files import replacing, write_text
-from sliders.report.drawing import COLORS, dial_label, save_figure, strip
+from sliders.files import write_text
+from sliders.report.drawing import COLORS, dial_label, save_figure, save_strip
 from sliders.runtime.dials import DialContext
 
 STRIP_ROWS = 6
@@ -144,8 +144,7 @@ def write_report(evaluation: Evaluation, folder: Path, title: str | None = None)
     """Write `strip.png`, `metrics.json` and, where something was measured, `dose_response.png`."""
     title = title or evaluation.concept.name
     prompts = [s.prompt for s in evaluation.wanted[:STRIP_ROWS]]
-    with replacing(folder / "strip.png") as new:
-        strip(evaluation.pictures[:, :STRIP_ROWS], evaluation.dials, prompts, title).save(new)
+    save_strip(evaluation.pictures[:, :STRIP_ROWS], evaluation.dials, prompts, title, folder / "strip.png")
     write_text(folder / "metrics.json", json.dumps(evaluation.to_dict(), indent=1))
     if evaluation.dose is not None:
         responses = {"slider": evaluation.dose} | ({"oracle": evaluation.oracle} if evaluation.oracle else {})

@@ -54,7 +54,8 @@ def follow(
     backbone: DiffusionBackbone, predict: Predictor, seeds: Sequence[int], how: Sampling
 ) -> Iterator[TensorBatch]:
     """The states from the noise of these seeds to the finished ones; see `DiffusionBackbone.trajectory`."""
-    return backbone.trajectory(predict, backbone.start(seeds, how.height, how.width), how.steps, seeds)
+    start = backbone.start(seeds, how.height, how.width)
+    return backbone.trajectory(predict, start, how.steps, seeds, how.height, how.width)
 
 
 def finish(backbone: DiffusionBackbone, predict: Predictor, seeds: Sequence[int], how: Sampling) -> Tensor:
@@ -70,9 +71,9 @@ def sample(backbone: DiffusionBackbone, wanted: Sequence[Scene], how: Sampling |
     pictures = []
     for start in range(0, len(wanted), how.batch):
         part = wanted[start : start + how.batch]
-        prompt, empty = conditionings(backbone, [s.prompt for s in part])
-        predict = guided(backbone, prompt, empty, how.guidance)
-        pictures.append(finish(backbone, predict, [s.seed for s in part], how))
+        prompts, seeds = [scene.prompt for scene in part], [scene.seed for scene in part]
+        made = backbone.pictures(prompts, seeds, how.steps, how.guidance, how.height, how.width)
+        pictures.append(made.cpu().float())
     return torch.cat(pictures)
 
 

@@ -44,15 +44,15 @@ class PictureWatch(Watch[DiffusionBackbone, Sampling]):
         check_sampling(backbone, self.plan.how)
 
     def look(
-        self, backbone: DiffusionBackbone, turn: DialContext, dial_controls: "SummaryWriter | None", step: int
+        self, backbone: DiffusionBackbone, turn: DialContext, board: "SummaryWriter | None", step: int
     ) -> Mapping[str, float]:
         """The concept's effect (the difference of its probability between the ends) and the drift of all else."""
         dials, measure = self.plan.dials, self.concept.measure
         wanted = scenes(heldout_prompts(self.concept), self.plan.scenes)
         pictures = sample_dial(backbone, turn, wanted, dials, self.plan.how)
-        if dial_controls is not None:
+        if board is not None:
             image = strip(pictures[:, :4], dials, [scene.prompt for scene in wanted[:4]], f"step {step}")
-            dial_controls.add_image("strip", torch.from_numpy(np.array(image)).permute(2, 0, 1), step)
+            board.add_image("strip", torch.from_numpy(np.array(image)).permute(2, 0, 1), step)
         if self.judge is None or measure is None:
             return {}
         dose = dose_response(self.judge, measure, pictures, dials)

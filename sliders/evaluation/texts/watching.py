@@ -36,16 +36,16 @@ class TextWatch(Watch[CausalLMBackbone, TextSampling]):
         read_prompts(self.plan.how.neutral)
 
     def look(
-        self, backbone: CausalLMBackbone, turn: DialContext, dial_controls: "SummaryWriter | None", step: int
+        self, backbone: CausalLMBackbone, turn: DialContext, board: "SummaryWriter | None", step: int
     ) -> Mapping[str, float]:
         """The difference of the mean score between the ends, where the concept names a score."""
         dials, messages = self.plan.dials, heldout_messages(self.concept, self.plan.scenes)
         prompts = [self.concept.target + BETWEEN + message for message in messages]
         states = say_over_dial(backbone, turn, prompts, dials, self.plan.how)
         texts = [backbone.text(state) for state in states]
-        if dial_controls is not None:
+        if board is not None:
             lines = [f"{dial:+g}: {said[0]}" for dial, said in zip(dials, texts, strict=True)]
-            dial_controls.add_text(messages[0], "\n\n".join(lines), step)
+            board.add_text(messages[0], "\n\n".join(lines), step)
         score = self.concept.measure.attribute if self.concept.measure else ""
         if not score:
             return {}

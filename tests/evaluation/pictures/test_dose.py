@@ -174,7 +174,10 @@ class Bent(DiffusionBackbone):
     def start(self, seeds: Sequence[int], height: int | None = None, width: int | None = None) -> Tensor:
         return torch.tensor([[float(seed), 1.0] for seed in seeds])
 
-    def trajectory(self, predict: Predictor, start: Tensor, steps: int, seeds: Sequence[int]) -> Iterator[TensorBatch]:
+    def trajectory(
+        self, predict: Predictor, start: Tensor, steps: int, seeds: Sequence[int],
+        height: int | None = None, width: int | None = None,
+    ) -> Iterator[TensorBatch]:  # fmt: skip
         state = {"x": start}
         for _ in range(steps):
             yield state
