@@ -16,7 +16,7 @@ from sliders.algebra.edit import Translation
 from sliders.console import say
 from sliders.errors import SliderError
 from sliders.formats import diffusers, peft
-from sliders.page.library import SHIPPED
+from sliders.page.library import OF_FLOW, SHIPPED
 
 
 def ship(sliders: Sequence[Path]) -> None:
@@ -30,7 +30,9 @@ def ship(sliders: Sequence[Path]) -> None:
         half = replace(loaded, update=Translation({m: u.to(torch.float16) for m, u in loaded.update.items()}))
         modality = formats.modality_of(path)
         folder = SHIPPED[modality]
+        folder = OF_FLOW if half.metadata.get("sliders.base_model") == "avatars-flow" else folder
         folder = folder.with_name("twins") if half.name.endswith("_seed1") else folder
+        folder.mkdir(exist_ok=True)
         if modality == "text":
             place = folder / half.name
             peft.save(half, place, half.metadata["sliders.base_model"], peft.base_of(path)[1])

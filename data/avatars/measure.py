@@ -1,12 +1,14 @@
 """How good the embedded model is: `python -m data.avatars.measure`.
 
 Reads held-out renders and held-out captions, which no training saw, and writes `quality.json` and `samples.png`.
-The same command measures an edited model (`--model runs/erase_sunglasses/model`) or a slider (`--slider FILE`).
+The same command measures the flow model (`--model data/avatars/flow --out data/avatars/flow_quality`), an edited model
+(`--model runs/erase_sunglasses/model`) or a slider (`--slider FILE`).
 """
 
 import json
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from jsonargparse import auto_cli
@@ -16,12 +18,13 @@ from data.avatars import build, corpus
 from data.avatars.attributes import VALUES
 from data.avatars.judge import accuracy
 from data.avatars.vae import psnr
-from sliders.backbones.unet import UNetBackbone
+from sliders.backbones.choice import backbone_of
 from sliders.evaluation.pictures.judge import AttributeJudge
 from sliders.evaluation.pictures.sampling import Sampling, Scene, sample
 from sliders.files import replacing, write_text
 from sliders.formats import diffusers as slider_file
 from sliders.report.drawing import grid
+from sliders.resources.shipped import MODELS, shipped
 from sliders.runtime.attach import attach
 
 
@@ -57,7 +60,9 @@ def measure(
         reconstruct: also measure the autoencoder and the judge on held-out renders (needs the renderer's packages).
         out: folder for `quality.json` and `samples.png`.
     """
-    backbone = UNetBackbone(str(model))
+    backbone: Any = backbone_of(
+        next((name for name, place in MODELS.items() if shipped(place) == model.resolve()), str(model))
+    )
     backbone.load()
     judge = AttributeJudge.load(build.JUDGE)
     quality: dict[str, object] = {}
@@ -78,6 +83,7 @@ def measure(
     with attach(backbone, loaded, {s.name: dial for s in loaded}) if loaded else nullcontext():
         pictures = sample(backbone, wanted, Sampling(steps=25, guidance=4.0))
     counts = followed(judge, pictures, asked)
+    out.mkdir(parents=True, exist_ok=True)
     quality["followed_by_value"] = {n: {v: c[0] / max(1, c[1]) for v, c in per.items()} for n, per in counts.items()}
     quality["followed"] = {
         n: sum(c[0] for c in per.values()) / sum(c[1] for c in per.values()) for n, per in counts.items()
@@ -85,7 +91,7 @@ def measure(
     write_text(out / "quality.json", json.dumps(quality, indent=1) + "\n")
     shown = pictures[:64].unflatten(0, (8, 8)).transpose(0, 1)
     with replacing(out / "samples.png") as new:
-        grid(shown, [""] * 8, [""] * 8, "64 held-out captions, guidance 4, 25 DDIM steps").save(new)
+        grid(shown, [""] * 8, [""] * 8, "64 held-out captions, guidance 4, 25 steps").save(new)
     print(json.dumps(quality, indent=1))
 
 
