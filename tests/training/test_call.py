@@ -164,7 +164,7 @@ def test_use_finds_the_backbone_of_a_family() -> None:
     with pytest.raises(sliders.SliderError, match="neither a backbone nor a pipeline"):
         sliders.use(torch.nn.Linear(2, 2))
     pipe.unet = None
-    with pytest.raises(sliders.SliderError, match="no UNet"):
+    with pytest.raises(sliders.SliderError, match="no transformer or transformer_2 or unet"):
         sliders.use(pipe)
 
 
