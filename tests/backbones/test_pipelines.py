@@ -284,6 +284,18 @@ def test_what_cannot_be_asked_for() -> None:
         short.encode(["a person with a hat and a dog and a hat"])
 
 
+def test_a_slider_on_a_text_encoder_is_heard_after_its_prompt_was_encoded_without() -> None:
+    """Another's LoRA may be on one; what was encoded before is not what is encoded now, and again afterwards."""
+    model = rehearsed("sd3", "sd3")
+    model.use(family("sd3"))
+    before = model.encode(["a person"])
+    layer = next(name for name in editable_modules(model) if name.startswith("text_encoder.") and "q_proj" in name)
+    with attach(model, [slider(model, {layer: 2}, scale=4.0)], {"s": 1.0}):
+        turned = model.encode(["a person"])
+    assert not torch.allclose(turned["encoder_hidden_states"], before["encoder_hidden_states"], atol=1e-3)
+    assert all(torch.equal(value, before[name]) for name, value in model.encode(["a person"]).items())
+
+
 def test_settings_are_what_a_slider_s_file_keeps() -> None:
     model = rehearsed("x", "wan", words=64)
     assert model.settings == {"height": 16, "width": 16, "call": {"num_frames": 2}}

@@ -17,6 +17,7 @@ import sliders
 import train
 from sliders.backbones.base import AbstractBackbone
 from sliders.backbones.language.model import CausalLMBackbone
+from sliders.backbones.rehearsed.backbone import PipelineBackbone
 from sliders.backbones.sdxl import SDXLBackbone
 from sliders.backbones.unet import UNetBackbone
 from sliders.concept import Concept
@@ -24,7 +25,7 @@ from sliders.losses.erasure import ErasureLoss
 from sliders.resources.shipped import config_file
 from sliders.runtime.attach import is_attached
 from sliders.training.states import Pool, Responses
-from tests import tiny, tiny_lm
+from tests import families, tiny, tiny_lm
 from tests.commands import RUN, World, run, world
 from tests.training.runs import HAPPY, RICH
 
@@ -99,6 +100,9 @@ def test_what_is_not_said_is_as_the_config_of_the_family_has_it() -> None:
         "sd15/age": sliders.use(tiny.stable_diffusion()),
         "sdxl/age": sliders.use(tiny.stable_diffusion_xl()),
         "avatars/smile": UNetBackbone("avatars"),
+        "flow/smile": PipelineBackbone("avatars-flow"),
+        "qwen/age": sliders.use(families.family("qwen")),
+        "sd35/age": sliders.use(families.family("aura")),
         "smollm2/sentiment": CausalLMBackbone("smollm2"),
         "smollm2/sentiment_hidden": CausalLMBackbone("smollm2", hidden_layers=[3]),
     }

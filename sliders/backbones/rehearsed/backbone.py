@@ -24,7 +24,7 @@ from sliders.backbones.pipelines import read_pipeline, usage, whole_pipeline
 from sliders.backbones.placement import Placement
 from sliders.backbones.precision import Precision
 from sliders.backbones.reading import warn_unread
-from sliders.backbones.rehearsed.call import FILLER, Answer, replaced
+from sliders.backbones.rehearsed.call import FILLER, Answer, Rehearsal, replaced
 from sliders.backbones.rehearsed.layers import PATTERNS, LayerUse, groups, watched
 from sliders.backbones.rehearsed.rehearsals import Protocol, Rehearsals
 from sliders.backbones.rehearsed.self_check import check_loop, check_rows, sensitive
@@ -34,11 +34,21 @@ from sliders.errors import SliderError
 from sliders.formats.pretrained import save_pipeline
 from sliders.resources.paths import Source
 from sliders.resources.shipped import CALLS
+from sliders.runtime.attach import is_attached
 from sliders.runtime.layers import editable_modules
 
 DENOISERS = ("transformer", "transformer_2", "unet")
 """What pipelines call the parts that predict."""
 
+_RECIPES = {
+    "FluxPipeline": "flux1/dev",
+    "Flux2KleinPipeline": "flux2/klein",
+    "QwenImagePipeline": "qwen/age",
+    "ZImagePipeline": "zimage/age",
+    "SanaPipeline": "sana/age",
+    "WanPipeline": "wan/age",
+}
+"""Configs of pipelines in memory; any other has Stable Diffusion 3.5's."""
 _TOGETHER = 16  # prompts that are encoded in one call
 _KEPT = 256  # of the prompts that were encoded last
 _OURS = {"prompt", "height", "width", "num_inference_steps", "generator", "output_type", "return_dict", "latents"}
@@ -110,7 +120,9 @@ class PipelineBackbone(DiffusionBackbone):
 
     @property
     def recipe(self) -> str:
-        return "flow/smile" if self.model == "avatars-flow" else super().recipe
+        if self.model == "avatars-flow":
+            return "flow/smile"
+        return _RECIPES.get(type(self.pipeline).__name__, "sd35/age")
 
     # Loading
 
@@ -201,16 +213,18 @@ class PipelineBackbone(DiffusionBackbone):
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> TensorBatch:
-        """See `AbstractBackbone.encode`; what was encoded lately is kept."""
+        """See `AbstractBackbone.encode`; what was encoded lately is kept, but for what a slider on an encoder makes."""
         warn_unread(self, [prompt for prompt in prompts if prompt not in self._rehearsals.beside])
-        new = [prompt for prompt in dict.fromkeys(prompts) if (prompt, self.size()) not in self._encoded]
-        kept = dict(self._encoded)
+        turned = any(is_attached(part) for name, part in self.named_children() if name not in self.predicting_modules)
+        kept = {} if turned else dict(self._encoded)
+        new = [prompt for prompt in dict.fromkeys(prompts) if (prompt, self.size()) not in kept]
         for start in range(0, len(new), _TOGETHER):
             part = new[start : start + _TOGETHER]
             made = self._rehearsals.encode(part, self._known().arguments)
             kept |= {(prompt, self.size()): take(made, torch.tensor([k])) for k, prompt in enumerate(part)}
         encoded = join([kept[prompt, self.size()] for prompt in prompts])
-        self._encoded = dict(list(kept.items())[-_KEPT:])
+        if not turned:
+            self._encoded = dict(list(kept.items())[-_KEPT:])
         return encoded
 
     def predict(self, state: TensorBatch, conditioning: TensorBatch) -> Tensor:
@@ -245,18 +259,21 @@ class PipelineBackbone(DiffusionBackbone):
         return torch.cat(started) / getattr(self.pipeline.scheduler, "init_noise_sigma", 1.0)
 
     def calls(self, steps: int) -> int:
+        return len(self._walked(steps, self.size()).asked)
+
+    def _walked(self, steps: int, size: tuple[int, int]) -> Rehearsal:
+        """A rehearsal of one row and so many steps, after which the pipeline's scheduler is set to them."""
         if steps < 1:
             raise SliderError(f"{type(self.pipeline.scheduler).__name__} cannot make {steps} steps; give at least 1")
-        return len(self._rehearsals.rehearse([FILLER], self.size(), steps=steps).asked)
+        return self._rehearsals.rehearse([FILLER], size, steps=steps)
 
     def trajectory(
         self, predict: Predictor, start: Tensor, steps: int, seeds: Sequence[int],
         height: int | None = None, width: int | None = None,
     ) -> Iterator[TensorBatch]:  # fmt: skip
         """See `DiffusionBackbone.trajectory`; between two states everything is float32."""
-        self.calls(steps)
-        size, count = self.size(height, width), len(start)
-        walked, layout = self._rehearsals.rehearse([FILLER], size, steps=steps), self._known().arguments
+        size, count, layout = self.size(height, width), len(start), self._known().arguments
+        walked = self._walked(steps, size)
         scheduler = copy.deepcopy(self.pipeline.scheduler)
         options = schedulers.options(scheduler, seeds, start.shape[1:], 0.0)
         latents = start.float() * getattr(scheduler, "init_noise_sigma", 1.0)
