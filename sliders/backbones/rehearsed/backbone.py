@@ -24,7 +24,7 @@ from sliders.backbones.pipelines import read_pipeline, usage, whole_pipeline
 from sliders.backbones.placement import Placement
 from sliders.backbones.precision import Precision
 from sliders.backbones.reading import warn_unread
-from sliders.backbones.rehearsed.call import FILLER, Answer, Rehearsal, replaced
+from sliders.backbones.rehearsed.call import FILLER, Answer, Ask, Rehearsal, replaced
 from sliders.backbones.rehearsed.layers import PATTERNS, LayerUse, groups, watched
 from sliders.backbones.rehearsed.rehearsals import Protocol, Rehearsals
 from sliders.backbones.rehearsed.self_check import check_loop, check_rows, sensitive
@@ -106,6 +106,7 @@ class PipelineBackbone(DiffusionBackbone):
         self.pipeline: Any = None
         self._protocol: Protocol | None = None
         self._layers: dict[str, str] | None = None
+        self._of_one_row: dict[tuple[int, int], Ask] = {}  # what the denoiser is asked, by the size of pictures
         self._encoded: dict[tuple[str, tuple[int, int]], TensorBatch] = {}
 
     @property
@@ -228,9 +229,10 @@ class PipelineBackbone(DiffusionBackbone):
         return encoded
 
     def predict(self, state: TensorBatch, conditioning: TensorBatch) -> Tensor:
-        known, latents = self._known(), state["latents"]
-        example = known.arguments.of_one_row(self._rehearsals.example(_size_of(state)))
-        given = known.arguments.given(example, latents, state, conditioning)
+        known, latents, size = self._known(), state["latents"], _size_of(state)
+        if size not in self._of_one_row:
+            self._of_one_row[size] = known.arguments.of_one_row(self._rehearsals.example(size))
+        given = known.arguments.given(self._of_one_row[size], latents, state, conditioning)
         experts = state["expert"]
         said = {expert: self._ask(expert, given, latents) for expert in sorted(set(experts.tolist()))}
         if len(said) == 1:
