@@ -1,5 +1,6 @@
 """The main job on the embedded flow model: sliders of one concept act on a transformer as they do on a UNet."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from sliders.algebra.edit import Translation
 from sliders.algebra.lowrank import LowRank
 from sliders.algebra.slider import Slider
 from sliders.backbones.rehearsed.backbone import PipelineBackbone
+from sliders.cli import main as cli
 from sliders.concept import Concept
 from sliders.evaluation.pictures.dose import DoseResponse, dose_response
 from sliders.evaluation.pictures.judge import AttributeJudge
@@ -17,7 +19,7 @@ from sliders.formats import diffusers as slider_file
 from sliders.resources.shipped import CALLS
 from sliders.runtime.attach import attach
 from tests import clients
-from tests.commands import ROOT
+from tests.commands import ROOT, run
 
 pytestmark = pytest.mark.slow
 
@@ -95,3 +97,12 @@ def test_plain_diffusers_shows_the_same_pictures(backbone: PipelineBackbone, tmp
             assert ((ours + 1) / 2 - theirs[str(dial)]).abs().max() <= 1e-4
             assert (ours - base).abs().max() > 0.1
     assert torch.equal(sample(backbone, wanted, how), base)
+
+
+def test_explain_names_the_word_that_does_what_it_does(tmp_path: Path) -> None:
+    """Asked of the predictions, as of any model of pictures; the layers that read a prompt are a UNet's alone."""
+    ended = run(cli.main, "explain", SHIPPED / "smile.safetensors", "--words", 40, "--out", tmp_path)
+    assert ended.code == 0, ended.err
+    found = {one["title"]: one["entries"] for one in json.loads((tmp_path / "explain.json").read_text())["reads"]}
+    assert set(found) == {"Prompts whose predictions change most", "Words that do what it does"}
+    assert found["Words that do what it does"][0][0] == "happy"

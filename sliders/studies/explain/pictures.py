@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from sliders.algebra.change import Change
 from sliders.algebra.edit import Affine
+from sliders.backbones.diffusion import DiffusionBackbone
 from sliders.backbones.unet import UNetBackbone
 from sliders.evaluation.base_states import picture_states
 from sliders.evaluation.pictures.sampling import Sampling, scenes
@@ -19,8 +20,19 @@ _BATCH = 16
 _SCENES = 48
 
 
+class PredictionReader(Reader[DiffusionBackbone]):
+    """Asks the predictions on the way to a picture, of any model of pictures."""
+
+    of = DiffusionBackbone
+
+    def rankings(
+        self, backbone: DiffusionBackbone, changes: Sequence[Change], prompts: Sequence[str], words: Sequence[str]
+    ) -> list[Ranking]:
+        return _of_predictions(backbone, changes, prompts, words)
+
+
 class PictureReader(Reader[UNetBackbone]):
-    """Asks the layers that read the prompt, and the predictions on the way to a picture."""
+    """Asks the layers that read the prompt as well, which a UNet with cross-attention has."""
 
     of = UNetBackbone
 
@@ -39,28 +51,34 @@ class PictureReader(Reader[UNetBackbone]):
                 ranked("Words alone", f"{share} where the word is the prompt.", alone),
                 ranked("Prompts it responds to", f"{share}.", by_prompt),
             ]
-        edit = Affine({change.module: change.element() for change in changes})
-        shown = spread(prompts, _SCENES)
-        states = picture_states(backbone, scenes(shown, len(shown)), Sampling(steps=6))
-        plain = picture_states(backbone, scenes([""], 4), Sampling(steps=6))
-        with baked(backbone, edit):
-            change, change_plain = states.predict() - states.base, plain.predict() - plain.base
-        sizes = (states.squared(change) / states.squared(states.base)).sqrt().tolist()
-        says = "How far predictions move at states that the base visits on its way to a picture, relative to them."
-        found.append(ranked("Prompts whose predictions change most", says, zip(shown, sizes, strict=True)))
-
-        def cosine(word: str) -> float:
-            spoken = replace(plain, prompts=[word] * len(plain.prompts)).predict() - plain.base
-            return float(F.cosine_similarity(spoken.flatten(), change_plain.flatten(), dim=0))
-
-        says = "Without a prompt, the cosine between how the update and how the word as a prompt moves predictions."
-        found.append(ranked("Words that do what it does", says, ((word, cosine(word)) for word in words)))
-        return found
+        return [*found, *_of_predictions(backbone, changes, prompts, words)]
 
     def vocabulary(self, backbone: UNetBackbone, known: Sequence[str]) -> list[str]:
         others = re.findall(r"\b([a-z]{3,})</w>", " ".join(backbone.pipeline.tokenizer.get_vocab()))
         everything = (*known, *others)  # a small vocabulary has ends of words, too
         return [word for word in others if not any(one.endswith(word) for one in everything if one != word)]
+
+
+def _of_predictions(
+    backbone: DiffusionBackbone, changes: Sequence[Change], prompts: Sequence[str], words: Sequence[str]
+) -> list[Ranking]:
+    """At which prompts predictions change most, and which words as a prompt change them likewise."""
+    edit = Affine({change.module: change.element() for change in changes})
+    shown = spread(prompts, _SCENES)
+    states = picture_states(backbone, scenes(shown, len(shown)), Sampling(steps=6))
+    plain = picture_states(backbone, scenes([""], 4), Sampling(steps=6))
+    with baked(backbone, edit):
+        change, change_plain = states.predict() - states.base, plain.predict() - plain.base
+    sizes = (states.squared(change) / states.squared(states.base)).sqrt().tolist()
+    says = "How far predictions move at states that the base visits on its way to a picture, relative to them."
+    by_prompt = ranked("Prompts whose predictions change most", says, zip(shown, sizes, strict=True))
+
+    def cosine(word: str) -> float:
+        spoken = replace(plain, prompts=[word] * len(plain.prompts)).predict() - plain.base
+        return float(F.cosine_similarity(spoken.flatten(), change_plain.flatten(), dim=0))
+
+    says = "Without a prompt, the cosine between how the update and how the word as a prompt moves predictions."
+    return [by_prompt, ranked("Words that do what it does", says, ((word, cosine(word)) for word in words))]
 
 
 def _text_responses(

@@ -16,12 +16,12 @@ from sliders.backbones.base import AbstractBackbone
 from sliders.concept import read_prompts
 from sliders.errors import SliderError
 from sliders.resources.shipped import shipped
-from sliders.studies.explain.pictures import PictureReader
+from sliders.studies.explain.pictures import PictureReader, PredictionReader
 from sliders.studies.explain.reader import Ranking, Reader, spread
 from sliders.studies.explain.texts import TextReader
 
 PROMPTS = {"image": shipped("data/avatars/prompts"), "text": shipped("data/text/prompts")}
-_READERS: Sequence[Reader[Any]] = (PictureReader(), TextReader())
+_READERS: Sequence[Reader[Any]] = (PictureReader(), PredictionReader(), TextReader())
 _READ = 8
 """Of so many layers, those with the largest updates, it is measured what they read."""
 
