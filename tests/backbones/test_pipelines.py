@@ -296,6 +296,17 @@ def test_a_slider_on_a_text_encoder_is_heard_after_its_prompt_was_encoded_withou
     assert all(torch.equal(value, before[name]) for name, value in model.encode(["a person"]).items())
 
 
+def test_what_a_text_encoder_does_not_read_is_said_and_fillers_are_not(caplog: pytest.LogCaptureFixture) -> None:
+    model = rehearsed("sd3", "sd3", words=100)  # so that the longest prompt beside every other is cut
+    model.use(family("sd3"))
+    long = " ".join(["hat"] * 40)
+    said = model.unread([long, "a person"])
+    assert list(said) == [long]
+    assert "which leaves out" in said[long]
+    model.encode(["a person"])
+    assert not [record for record in caplog.records if "truncated" in record.getMessage()]
+
+
 def test_settings_are_what_a_slider_s_file_keeps() -> None:
     model = rehearsed("x", "wan", words=64)
     assert model.settings == {"height": 16, "width": 16, "call": {"num_frames": 2}}

@@ -227,28 +227,39 @@ class Caller:
         return copy.copy(self._encoded[key])
 
 
+class _Cuts(logging.Handler):
+    """Keeps what is said of prompts that are too long, which may be fillers, and passes all else on.
+
+    Args:
+        found: gets the parts of prompts that are left out.
+        others: that print what is passed on, from this level upwards.
+        level: see there.
+    """
+
+    def __init__(self, found: list[str], others: Sequence[logging.Handler], level: int) -> None:
+        super().__init__()
+        self._found, self._others, self._from = found, others, level
+
+    def emit(self, record: logging.LogRecord) -> None:
+        told = record.getMessage()
+        if "your input was truncated" in told:
+            self._found.extend(re.findall(r"'([^']*)'", told.partition(":")[2] or told) or [told.rpartition(":")[2]])
+        elif "Token indices sequence length is longer" not in told and record.levelno >= self._from:
+            for handler in self._others:
+                handler.handle(record)
+
+
 @contextmanager
 def _noting_cuts(found: list[str]) -> Iterator[None]:
-    """Keep what diffusers says of truncated prompts, which may be fillers, instead of printing it; print all else."""
-    logger = logging.getLogger("diffusers")
-    handlers, propagate, level = logger.handlers[:], logger.propagate, logger.level
-
-    class Noting(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            told = record.getMessage()
-            if "your input was truncated" in told:
-                found.extend(re.findall(r"'([^']*)'", told.partition(":")[2] or told) or [told.rpartition(":")[2]])
-            elif record.levelno >= level:
-                for handler in handlers:
-                    handler.handle(record)
-
-    logger.handlers, logger.propagate = [Noting()], False
-    logger.setLevel(min(level, logging.WARNING) or logging.WARNING)
-    try:
+    """Keep what diffusers and transformers say of prompts that are too long instead of printing it; print all else."""
+    with ExitStack() as stack:
+        for logger in map(logging.getLogger, ("diffusers", "transformers")):
+            noting = _Cuts(found, logger.handlers[:], logger.getEffectiveLevel())
+            stack.enter_context(replaced(logger, "handlers", [noting]))
+            stack.enter_context(replaced(logger, "propagate", False))
+            stack.callback(logger.setLevel, logger.level)
+            logger.setLevel(min(logger.getEffectiveLevel(), logging.WARNING))
         yield
-    finally:
-        logger.handlers, logger.propagate = handlers, propagate
-        logger.setLevel(level)
 
 
 def flat(arguments: Mapping[str, Any]) -> dict[str, Any]:
