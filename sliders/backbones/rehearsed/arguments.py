@@ -179,7 +179,7 @@ def _every_row(value: Any, rows: int | None, count: int) -> Any:
         return value
     if isinstance(value, list):
         return value * count
-    return value.expand(*value.shape[:rows], count, *value.shape[rows + 1 :])
+    return value.expand(*value.shape[:rows], count, *value.shape[rows + 1 :]).contiguous()  # forwards may view it
 
 
 def _like(latents: Tensor, example: Any) -> Any:
