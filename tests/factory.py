@@ -36,6 +36,16 @@ def slider(model: nn.Module, ranks: Mapping[str, int], name: str = "s", seed: in
     return Slider(name, Translation(updates))
 
 
+def random_like(slider: Slider, seed: int = 0) -> Slider:
+    """The control of a trained slider: random, and in every layer of its rank and norm."""
+    generator, updates = torch.Generator().manual_seed(seed), {}
+    for name, update in slider.update.items():
+        up, down = (torch.randn(factor.shape, generator=generator) for factor in (update.B, update.A))
+        random = LowRank(up, down, update.shape)
+        updates[name] = random * float(update.norm() / random.norm())
+    return Slider("random", Translation(updates))
+
+
 def moved(model: Model, *updates: Translation) -> Model:
     """The oracle: a copy of the model with nothing attached and with the dense updates in its weights."""
     oracle = copy.deepcopy(model)

@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from sliders.algebra.edit import Translation
-from sliders.algebra.lowrank import LowRank
 from sliders.algebra.slider import Slider
 from sliders.backbones.unet import UNetBackbone
 from sliders.concept import Concept, read_prompts
@@ -19,6 +17,7 @@ from sliders.evaluation.pictures.sampling import Sampling, Scene, sample, sample
 from sliders.formats import diffusers as slider_file
 from sliders.runtime.attach import attach
 from tests import clients
+from tests.factory import random_like
 
 pytestmark = pytest.mark.slow
 
@@ -113,16 +112,7 @@ def test_a_random_slider_of_the_same_norm_does_nothing(
 ) -> None:
     """The control: it is the direction that matters, not the size."""
     trained = slider_file.load(smile / "smile.safetensors")
-    generator = torch.Generator().manual_seed(0)
-    updates: dict[str, LowRank] = {}
-    for name, update in trained.update.items():
-        random = LowRank(
-            torch.randn(update.B.shape, generator=generator),
-            torch.randn(update.A.shape, generator=generator),
-            update.shape,
-        )
-        updates[name] = random * float(update.norm() / random.norm())
-    control = Slider("random", Translation(updates))
+    control = random_like(trained)
     assert control.update.norm() == pytest.approx(trained.update.norm(), rel=1e-3)
     dose = measure(backbone, judge, control, [-1.0, 0.0, 1.0])
     assert max(abs(r - dose.response[1]) for r in dose.response) < 0.1

@@ -6,8 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from sliders.algebra.edit import Translation
-from sliders.algebra.lowrank import LowRank
 from sliders.algebra.slider import Slider
 from sliders.backbones.rehearsed.backbone import PipelineBackbone
 from sliders.cli import main as cli
@@ -20,6 +18,7 @@ from sliders.resources.shipped import CALLS
 from sliders.runtime.attach import attach
 from tests import clients
 from tests.commands import ROOT, run
+from tests.factory import random_like
 
 pytestmark = pytest.mark.slow
 
@@ -69,16 +68,7 @@ def test_a_shipped_slider_moves_its_concept(name: str, backbone: PipelineBackbon
 def test_a_random_slider_of_the_same_norm_does_nothing(backbone: PipelineBackbone, judge: AttributeJudge) -> None:
     """The control: it is the direction that matters, not the size."""
     trained = slider_file.load(SHIPPED / "smile.safetensors")
-    generator = torch.Generator().manual_seed(0)
-    updates: dict[str, LowRank] = {}
-    for name, update in trained.update.items():
-        random = LowRank(
-            torch.randn(update.B.shape, generator=generator),
-            torch.randn(update.A.shape, generator=generator),
-            update.shape,
-        )
-        updates[name] = random * float(update.norm() / random.norm())
-    dose = measured(backbone, judge, Slider("random", Translation(updates)), "smile")
+    dose = measured(backbone, judge, random_like(trained), "smile")
     assert max(abs(r - dose.response[1]) for r in dose.response) < 0.15
 
 

@@ -17,14 +17,17 @@ class TargetGroup:
     include: tuple[str, ...]
     exclude: tuple[str, ...] = ()
 
+    def has(self, name: str) -> bool:
+        """Whether a layer of this name is in it."""
+        return any(re.search(p, name) for p in self.include) and not any(re.search(p, name) for p in self.exclude)
+
     def of(self, model: nn.Module, names: Sequence[str]) -> list[str]:
         """Those of a model's layers that are in it, in order.
 
         Raises:
             SliderError: there is none.
         """
-        found = select_modules(model, self.include, names)
-        return [name for name in found if not any(re.search(pattern, name) for pattern in self.exclude)]
+        return [name for name in select_modules(model, self.include, names) if self.has(name)]
 
 
 def select(

@@ -49,12 +49,10 @@ def save_grid(
     Returns:
         What was written.
     """
-    if pictures.dim() == 5:
-        with replacing(file) as new:
-            grid(pictures, columns, rows, title).save(new)
-        return [file]
     with replacing(file) as new:
-        grid(filmstrips(pictures), columns, rows, title).save(new)
+        grid(pictures, columns, rows, title).save(new)
+    if pictures.dim() == 5:
+        return [file]
     first, *others = (grid(frame, columns, rows, title) for frame in pictures.unbind(2))
     moving = file.with_suffix(".webp") if file.suffix != ".webp" else file.with_name(f"{file.stem}-moving.webp")
     with replacing(moving) as new:
@@ -63,11 +61,11 @@ def save_grid(
 
 
 def grid(pictures: Tensor, columns: Sequence[str], rows: Sequence[str], title: str = "", scale: int = 2) -> Image.Image:
-    """A labelled grid: ``pictures [columns, rows, 3, h, w]``, each drawn ``scale`` times as large.
+    """A labelled grid: pictures ``[columns, rows, 3, h, w]``, ``scale`` times as large, or filmstrips of videos.
 
     Column labels stand above, row labels (shortened where they are long) below each row.
     """
-    images = to_uint8(pictures)
+    images = to_uint8(pictures if pictures.dim() == 5 else filmstrips(pictures))
     wide, tall = images.shape[0], images.shape[1]
     height, width = images.shape[2] * scale, images.shape[3] * scale
     head = _LABEL * (2 if title else 1)
@@ -103,8 +101,7 @@ def dial_label(position: float) -> str:
 
 def strip(pictures: Tensor, dials: Sequence[float], prompts: Sequence[str], title: str) -> Image.Image:
     """A strip over the dial: rows are prompts, columns positions; ``pictures [dials, prompts, 3, h, w]``, or videos."""
-    shown = pictures if pictures.dim() == 5 else filmstrips(pictures)
-    return grid(shown, [dial_label(d) for d in dials], prompts, title)
+    return grid(pictures, [dial_label(d) for d in dials], prompts, title)
 
 
 def save_strip(pictures: Tensor, dials: Sequence[float], prompts: Sequence[str], title: str, file: Path) -> list[Path]:

@@ -1,6 +1,6 @@
 """What a denoiser is asked with: which of it is state, which conditioning, which is the same for every row.
 
-It is read off a few rehearsals: of one row and of two, of two steps, and of prompts of different lengths.
+It is read off a few rehearsals: of two rows and of three, of two steps, and of prompts of different lengths.
 """
 
 from collections.abc import Mapping, Sequence

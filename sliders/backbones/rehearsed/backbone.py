@@ -265,9 +265,12 @@ class PipelineBackbone(DiffusionBackbone):
 
     def _walked(self, steps: int, size: tuple[int, int]) -> Rehearsal:
         """A rehearsal of one row and so many steps, after which the pipeline's scheduler is set to them."""
+        self._check_steps(steps)
+        return self._rehearsals.rehearse([FILLER], size, steps=steps)
+
+    def _check_steps(self, steps: int) -> None:
         if steps < 1:
             raise SliderError(f"{type(self.pipeline.scheduler).__name__} cannot make {steps} steps; give at least 1")
-        return self._rehearsals.rehearse([FILLER], size, steps=steps)
 
     def trajectory(
         self, predict: Predictor, start: Tensor, steps: int, seeds: Sequence[int],
@@ -302,7 +305,7 @@ class PipelineBackbone(DiffusionBackbone):
     ) -> Tensor:  # fmt: skip
         """The pipeline's own call, whatever is attached to its denoiser; see `DiffusionBackbone.pictures`."""
         high, wide = self.size(height, width)
-        self.calls(steps)
+        self._check_steps(steps)
         with self._counted(), self._rehearsals.said_in_a_line("run"):
             made = self._rehearsals.caller.pictures(prompts, seeds, steps, guidance, height=high, width=wide)
         return torch.as_tensor(made).float() * 2 - 1

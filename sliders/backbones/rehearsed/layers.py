@@ -1,7 +1,7 @@
 """Which layers of a denoiser a slider can be on, whatever the family calls them."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -39,11 +39,7 @@ def groups(names: Sequence[str]) -> dict[str, TargetGroup]:
     for key, group in PATTERNS.items():
         if joint and key.startswith("xattn"):
             continue
-        chosen = tuple(
-            name
-            for name in names
-            if any(re.search(p, name) for p in group.include) and not any(re.search(p, name) for p in group.exclude)
-        )
+        chosen = tuple(name for name in names if group.has(name))
         if chosen:
             kept.setdefault(chosen, key)
     return {key: PATTERNS[key] for key in kept.values()}
@@ -73,21 +69,15 @@ def watched(model: nn.Module, names: Sequence[str], rows: int) -> Iterator[Layer
     """
     use = LayerUse()
 
-    def look(name: str, inputs: tuple[Any, ...]) -> None:
+    def look(name: str, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
         use.ran.add(name)
         shape = inputs[0].shape if inputs and isinstance(inputs[0], Tensor) else ()
         if len(shape) < 2 or shape[0] != rows:
             use.rowless[name] = f"of {rows} rows it sees {tuple(shape)}, so that it is open whose they are"
 
-    hooks = [
-        model.get_submodule(name).register_forward_pre_hook(partial(_looking, partial(look, name))) for name in names
-    ]
+    hooks = [model.get_submodule(name).register_forward_pre_hook(partial(look, name)) for name in names]
     try:
         yield use
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def _looking(look: Callable[[tuple[Any, ...]], None], layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-    look(inputs)
